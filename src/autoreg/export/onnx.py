@@ -1,0 +1,185 @@
+"""Write a model: strip, convert to ONNX, prove parity, write."""
+
+import dataclasses
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import onnx
+import torch
+from torch import Tensor
+
+from autoreg import __version__
+from autoreg.errors import ConfigError, ModelError
+from autoreg.export.precision import to_fp16
+from autoreg.export.strip import DeployedNetwork, strip
+from autoreg.network.checkpoint import Checkpoint, digest_file, load_checkpoint
+from autoreg.network.network import Network
+from autoreg.output import atomic_output, check_output
+from autoreg.runtime.engine import Prediction
+from autoreg.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from autoreg.runtime.parity import Parity, compare, require_parity
+from autoreg.spec import METADATA_KEY, ModelSpec
+
+OPSET = 20
+"""The last one before ``Attention``, which not every engine takes in float32; ONNX's own evaluator needs 19 or more."""
+
+_EXAMPLE_CELLS = 8
+_PRODUCER = "autoreg"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What ``export_onnx`` wrote.
+
+    Attributes:
+        spec: of the model.
+        parity: against PyTorch, on crops of the training rasters.
+        bytes: size of the file.
+    """
+
+    spec: ModelSpec
+    parity: Parity
+    bytes: int
+
+
+def export_onnx(checkpoint_path: Path, output: Path, *, precision: str = "fp32", overwrite: bool = False) -> Exported:
+    """Export a checkpoint to an ONNX model with dynamic batch, height and width.
+
+    The model takes ``image``, float32 (N, bands, H, W), raw pixels, H and W multiples of the stride, and gives ``labels``,
+    uint8 (N, H, W), and ``logits``, float32 (N, K, H / stride, W / stride). It is checked by ``onnx.checker``, and compared
+    with PyTorch on crops of the training rasters by running it in ONNX Runtime, before the file appears.
+
+    Args:
+        checkpoint_path: from ``autoreg train``.
+        output: the model to write, ``.onnx``.
+        precision: ``fp32`` or ``fp16``; what it computes in. Inputs and outputs are float32 in both.
+        overwrite: replace an existing file.
+
+    Raises:
+        CheckpointError: no such file, or not a checkpoint.
+        ParityError: the model does not say what PyTorch says; nothing is written.
+        OutputError: ``output`` exists or cannot be written.
+    """
+    if precision not in ("fp32", "fp16"):
+        raise ConfigError(f"precision is {precision!r}, expected fp32 or fp16; for int8 use autoreg calibrate")
+    check_output(output, overwrite=overwrite)
+    checkpoint = load_checkpoint(checkpoint_path)
+    network = checkpoint.build_network()
+    deployed = strip(network)
+    model = _convert(deployed, checkpoint)
+    if precision == "fp16":
+        model = to_fp16(model)
+    spec = _spec(checkpoint, network, precision, digest_file(checkpoint_path))
+    onnx.checker.check_model(_with_spec(model, spec), full_check=True)
+    parity = _prove(network, _with_spec(model, spec).SerializeToString(), checkpoint.samples, spec)
+    spec = dataclasses.replace(spec, agreement=parity.agreement)
+    content = _with_spec(model, spec).SerializeToString()
+    with atomic_output(output, overwrite=overwrite) as temporary:
+        temporary.write_bytes(content)
+    return Exported(spec, parity, len(content))
+
+
+def _convert(deployed: DeployedNetwork, checkpoint: Checkpoint) -> onnx.ModelProto:
+    """The float32 ONNX model of a stripped network."""
+    stride = checkpoint.network.stride
+    side = _EXAMPLE_CELLS * stride
+    # Two images of unequal sides: from a batch of one, or a square, the exporter would conclude that it is always so.
+    example = torch.zeros(2, checkpoint.network.bands, side, 2 * side)
+    batch, rows, cols = (torch.export.Dim(name, min=1) for name in ("batch", "rows", "cols"))
+    with _quiet():
+        program = torch.onnx.export(
+            deployed,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["labels", "logits"],
+            dynamic_shapes=({0: batch, 2: stride * rows, 3: stride * cols},),
+            verbose=False,
+        )
+    model = cast(torch.onnx.ONNXProgram, program).model_proto
+    _name_axes(model)
+    # The exporter notes for each node where in the sources it came from, with the paths of this machine.
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    model.producer_name, model.producer_version = _PRODUCER, __version__
+    model.graph.name = _PRODUCER
+    return model
+
+
+def _name_axes(model: onnx.ModelProto) -> None:
+    """Name the dynamic axes, and make sure that they are dynamic."""
+    (image,), (labels, logits) = model.graph.input, model.graph.output
+    for value, axes in (
+        (image, {0: "batch", 2: "height", 3: "width"}),
+        (labels, {0: "batch", 1: "height", 2: "width"}),
+        (logits, {0: "batch", 2: "rows", 3: "cols"}),
+    ):
+        for axis, name in axes.items():
+            dimension = value.type.tensor_type.shape.dim[axis]
+            if dimension.WhichOneof("value") == "dim_value":
+                raise ModelError(
+                    f"axis {axis} of {value.name} was exported as {dimension.dim_value}, expected a dynamic one"
+                )
+            dimension.dim_param = name
+    del model.graph.value_info[:]  # they still speak of the old names
+
+
+def _spec(checkpoint: Checkpoint, network: Network, precision: str, digest: str) -> ModelSpec:
+    return ModelSpec(
+        bands=checkpoint.bands,
+        dtype=checkpoint.dtype,
+        classes=tuple(f"cluster {label}" for label in range(network.config.classes)),
+        stride=network.config.stride,
+        receptive_field_px=network.receptive_field_px,
+        mean=tuple(network.mean.tolist()),
+        std=tuple(network.std.tolist()),
+        precision=precision,
+        checkpoint_digest=digest,
+        agreement=0.0,  # until parity has been measured
+        autoreg_version=__version__,
+    )
+
+
+def _with_spec(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
+    """The model, carrying ``spec`` and no other metadata."""
+    del model.metadata_props[:]
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, spec.to_json()
+    return model
+
+
+@torch.no_grad()
+def _prove(network: Network, content: bytes, samples: Tensor, spec: ModelSpec) -> Parity:
+    """Compare the model with the network that was trained, masks and all, on real crops."""
+    engine = OnnxRuntimeEngine(content, "the exported model")
+    labels, logits = DeployedNetwork(network)(samples)
+    reference = Prediction(labels.numpy(), logits.numpy())
+    parity = compare(reference, engine.predict(samples.numpy()), spec.stride)
+    require_parity(parity, spec.precision)
+    return parity
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress from stdout, and its advice to its own developers from stderr."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)

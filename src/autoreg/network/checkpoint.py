@@ -1,0 +1,136 @@
+"""Checkpoint: what training writes and export reads."""
+
+import dataclasses
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from autoreg.errors import CheckpointError, ConfigError
+from autoreg.network.network import Network, NetworkConfig
+from autoreg.output import atomic_output
+from autoreg.spec import DTYPES
+
+FORMAT = "autoreg.checkpoint"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights, and all that is needed to use them or to go on training.
+
+    Attributes:
+        network: layers of the network.
+        weights: state of the network, normalisation included.
+        bands: names of the input bands.
+        dtype: type of the rasters that it was trained on.
+        samples: raw crops of the training rasters, float32 (N, bands, H, W), nodata filled; export proves parity on them.
+        settings: of the training, by name; plain values.
+        loop: what ``--resume`` needs: ``step`` and the state of the ``optimizer``.
+    """
+
+    network: NetworkConfig
+    weights: dict[str, Tensor]
+    bands: tuple[str, ...]
+    dtype: str
+    samples: Tensor
+    settings: dict[str, Any]
+    loop: dict[str, Any]
+
+    def build_network(self) -> Network:
+        """The trained network, in evaluation mode.
+
+        Raises:
+            CheckpointError: the weights do not fit the layers.
+        """
+        network = Network(self.network)
+        try:
+            network.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise CheckpointError("the weights of the checkpoint do not fit its layers; train again") from error
+        return network.eval()
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path, *, overwrite: bool) -> None:
+    """Write ``checkpoint``; the file appears whole or not at all.
+
+    Raises:
+        OutputError: see ``autoreg.output.atomic_output``.
+    """
+    content = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
+    content |= {"format": FORMAT, "version": VERSION, "network": dataclasses.asdict(checkpoint.network)}
+    with atomic_output(path, overwrite=overwrite) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint. Nothing in the file is executed, and it cannot claim more memory than its size.
+
+    Raises:
+        CheckpointError: no such file, or not a checkpoint of this version.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}; make one with autoreg train")
+    if not _is_plain_archive(path):
+        raise CheckpointError(f"{path} is not a checkpoint that autoreg train wrote")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its parser stumbles over
+        raise CheckpointError(
+            f"{path} is damaged, or not a checkpoint that autoreg train wrote; it was not executed"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is a torch file, but not a checkpoint that autoreg train wrote")
+    if content.get("version") != VERSION:
+        raise CheckpointError(f"{path} has version {content.get('version')}, and this autoreg reads {VERSION}")
+    try:
+        return _parse(content)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path} is a checkpoint, but not a valid one: {error}") from error
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_plain_archive(path: Path) -> bool:
+    """Whether a file is a zip archive without compression, as torch writes it; so it cannot unpack to more than its size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+
+
+def _parse(content: dict[str, Any]) -> Checkpoint:
+    network = NetworkConfig(**{**content["network"], "widths": tuple(content["network"]["widths"])})
+    checkpoint = Checkpoint(
+        network=network,
+        weights=content["weights"],
+        bands=tuple(str(name) for name in content["bands"]),
+        dtype=content["dtype"],
+        samples=content["samples"],
+        settings=content["settings"],
+        loop=content["loop"],
+    )
+    if len(checkpoint.bands) != network.bands:
+        raise ValueError(f"it names {len(checkpoint.bands)} bands for a network of {network.bands}")
+    if checkpoint.dtype not in DTYPES:
+        raise ValueError(f"its dtype is {checkpoint.dtype!r}, expected one of {', '.join(DTYPES)}")
+    samples = checkpoint.samples
+    if not (isinstance(samples, Tensor) and samples.dtype == torch.float32 and samples.ndim == 4):
+        raise TypeError("its samples are not a float32 tensor of four axes")
+    if samples.shape[1] != network.bands or len(samples) < 1:
+        raise ValueError(f"its samples have shape {tuple(samples.shape)}")
+    for name in ("weights", "settings", "loop"):
+        if not isinstance(content[name], dict):
+            raise TypeError(f"its {name} are not a table")
+    if not all(isinstance(value, Tensor) for value in cast(dict[str, Any], content["weights"]).values()):
+        raise TypeError("its weights are not tensors")
+    return checkpoint

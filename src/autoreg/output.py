@@ -1,0 +1,63 @@
+"""A file appears whole or not at all: written beside its target under another name, then renamed."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from autoreg.errors import OutputError
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Make sure, before any work starts, that ``path`` can be written.
+
+    Raises:
+        OutputError: it exists and ``overwrite`` is not set, or its folder is missing or not writable.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, expected the name of a file to write")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists; use --overwrite to replace it, or give another name with -o")
+    folder = path.parent
+    if not folder.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {folder}; make it first")
+    try:
+        with temporary_beside(path):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror} in {folder}") from error
+
+
+@contextmanager
+def atomic_output(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a path to write to; on success it replaces ``path``, on any failure it is removed.
+
+    Raises:
+        OutputError: see ``check_output``; also when writing fails, for example because the disk is full.
+    """
+    check_output(path, overwrite=overwrite)
+    try:
+        with temporary_beside(path) as temporary:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} was not written: {error.strerror or error}") from error
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """Yield a new, empty, hidden file in the folder of ``path``; it is removed in the end if it is still there."""
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+    try:
+        temporary.touch(exist_ok=False)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the bytes on the disk before the name points to them."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""Pixels and georeferencing: windows, tiles, reading and writing rasters."""

@@ -1,0 +1,235 @@
+"""Read a raster window by window: its pixels, and which of them are data. The only reader of rasters in autoreg."""
+
+import math
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoreg.errors import RasterError
+from autoreg.optional import require
+from autoreg.raster.window import Window
+from autoreg.spec import DTYPES
+
+Pixels = NDArray[Any]
+"""(bands, height, width), in the type of the file."""
+Valid = NDArray[np.bool_]
+"""(height, width), True where a pixel is data."""
+
+_ALPHA_SAMPLE_PX = 256
+_ALPHA_SHARE = 0.99
+_CACHE_LIMIT_BYTES = 256 * 2**20
+
+
+class RasterReader:
+    """An open raster of imagery. Use it as a context manager, and from one thread at a time.
+
+    A pixel is data unless it is NaN or infinite in some band, equals the nodata value in every band, or is masked by the
+    file's mask or alpha band. A fourth (or last) band that is *tagged* as alpha, as GDAL does by default with any fourth
+    byte band, may really be near infrared; it is alpha if the caller expects one band fewer than the file has, and, where
+    the caller expects nothing, if nearly all its values are 0 or the maximum.
+
+    Attributes:
+        path: as it was given.
+        height, width: in pixels.
+        bands: name of each data band: its description, else its colour, else ``band<n>``.
+        dtype: ``uint8``, ``uint16``, ``int16`` or ``float32``.
+    """
+
+    def __init__(self, path: str | Path, *, bands: int | None = None) -> None:
+        """Open ``path``.
+
+        Args:
+            path: a file, or any other name that GDAL opens.
+            bands: number of data bands that the caller expects, if it knows; it decides what a band tagged as alpha is.
+
+        Raises:
+            RasterError: no such file, not an image, a palette image, or pixels of another type than ``dtype`` lists.
+        """
+        self.path = path
+        self._dataset = open_dataset(path)
+        try:
+            self._set_up(bands)
+        except BaseException:
+            self.close()
+            raise
+
+    def _set_up(self, bands: int | None) -> None:
+        dataset = self._dataset
+        self.height: int = dataset.height
+        self.width: int = dataset.width
+        self._alpha: int | None = None
+        colours = [colour.name for colour in dataset.colorinterp]
+        if "palette" in colours:
+            raise RasterError(
+                f"{self.path} is a palette image: its values are colour numbers, not measurements; "
+                f"expand it first with gdal_translate -expand rgb"
+            )
+        dtypes = sorted(set(dataset.dtypes))
+        if len(dtypes) != 1 or dtypes[0] not in DTYPES:
+            raise RasterError(
+                f"{self.path} has pixels of type {' and '.join(dtypes)}, expected one of {', '.join(DTYPES)}; "
+                f"convert it first with gdal_translate -ot"
+            )
+        self.dtype: str = dtypes[0]
+        if dataset.count > 1 and colours[-1] == "alpha":
+            expected = bands == dataset.count - 1
+            if expected or (bands is None and self._looks_like_alpha(dataset.count)):
+                self._alpha = dataset.count
+        self._indexes = [index for index in range(1, dataset.count + 1) if index != self._alpha]
+        self.bands: tuple[str, ...] = tuple(_band_name(dataset, index, colours) for index in self._indexes)
+        self._nodata = [_representable(dataset.nodatavals[index - 1], self.dtype) for index in self._indexes]
+        flags = [flag.name for flag in dataset.mask_flag_enums[0]]
+        self._has_mask = "per_dataset" in flags and "alpha" not in flags
+
+    def _looks_like_alpha(self, index: int) -> bool:
+        """Whether a band that is tagged as alpha switches pixels on and off, rather than measuring something."""
+        scale = min(1.0, _ALPHA_SAMPLE_PX / max(self.height, self.width))
+        shape = (max(1, round(self.height * scale)), max(1, round(self.width * scale)))
+        values = self._read(index, out_shape=shape)
+        full = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else values.max()
+        return float(np.mean((values == 0) | (values == full))) >= _ALPHA_SHARE
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Height and width in pixels of the blocks that the file stores; reads aligned to them waste nothing."""
+        height, width = self._dataset.block_shapes[0]
+        return height, width
+
+    @property
+    def georeference(self) -> dict[str, Any]:
+        """Where the raster lies, as the keywords that ``rasterio.open`` takes to write a raster at the same place."""
+        dataset = self._dataset
+        gcps, gcps_crs = dataset.gcps
+        if gcps:
+            return {"gcps": gcps, "crs": gcps_crs}
+        place: dict[str, Any] = {"crs": dataset.crs} if dataset.crs else {}
+        if not dataset.transform.is_identity:
+            place["transform"] = dataset.transform
+        if dataset.rpcs:
+            place["rpcs"] = dataset.rpcs
+        return place
+
+    def cache_bytes(self, rows: int) -> int:
+        """Bytes of GDAL's block cache that let windows of ``rows`` rows overlap without decoding a block twice."""
+        block_height, block_width = self.block_shape
+        cached_rows = (math.ceil(rows / block_height) + 1) * block_height
+        cached_cols = math.ceil(self.width / block_width) * block_width
+        size = cached_rows * cached_cols * self._dataset.count * np.dtype(self.dtype).itemsize
+        return int(min(size, _CACHE_LIMIT_BYTES))
+
+    def read(self, window: Window) -> tuple[Pixels, Valid]:
+        """Read the pixels of ``window`` and which of them are data.
+
+        A window may reach past the right and bottom edges: there the last column and row are repeated.
+
+        Raises:
+            RasterError: the file is damaged there.
+        """
+        inside = window.clipped(self.height, self.width)
+        place = ((inside.row, inside.row + inside.height), (inside.col, inside.col + inside.width))
+        pixels = self._read(self._indexes, window=place)
+        valid = self._valid(pixels, place)
+        if inside != window:
+            overhang = ((0, window.height - inside.height), (0, window.width - inside.width))
+            pixels = np.pad(pixels, ((0, 0), *overhang), mode="edge")
+            valid = np.pad(valid, overhang, mode="edge")
+        return pixels, valid
+
+    def _valid(self, pixels: Pixels, place: tuple[tuple[int, int], tuple[int, int]]) -> Valid:
+        valid = np.ones(pixels.shape[1:], np.bool_)
+        if any(value is not None for value in self._nodata):
+            nodata = np.ones_like(valid)
+            for band, value in zip(pixels, self._nodata, strict=True):
+                nodata &= np.zeros_like(valid) if value is None else band == value
+            valid &= ~nodata
+        if pixels.dtype.kind == "f":
+            valid &= np.isfinite(pixels).all(axis=0)
+        if self._alpha is not None:
+            valid &= self._read(self._alpha, window=place) != 0
+        if self._has_mask:
+            valid &= self._read_masks(place) != 0
+        return valid
+
+    def _read(self, indexes: int | list[int], **options: Any) -> Pixels:
+        try:
+            return np.asarray(self._dataset.read(indexes, **options))
+        except _rasterio().errors.RasterioError as error:
+            raise RasterError(f"{self.path} is damaged: {_reason(error)}") from error
+
+    def _read_masks(self, place: tuple[tuple[int, int], tuple[int, int]]) -> NDArray[np.uint8]:
+        try:
+            return np.asarray(self._dataset.read_masks(1, window=place))
+        except _rasterio().errors.RasterioError as error:
+            raise RasterError(f"the mask of {self.path} is damaged: {_reason(error)}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._dataset.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def open_dataset(path: str | Path) -> Any:
+    """Open ``path`` with rasterio, whatever it holds.
+
+    Raises:
+        RasterError: no such file, or GDAL cannot read it.
+    """
+    name = str(path)
+    rasterio = _rasterio()
+    if "://" not in name and not name.startswith("/vsi"):
+        if not Path(name).exists():
+            raise RasterError(f"there is no file {name}")
+        if Path(name).is_dir():
+            raise RasterError(f"{name} is a folder, expected an image file such as {name.rstrip('/')}/*.tif")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            dataset = rasterio.open(name)
+    except rasterio.errors.RasterioError as error:
+        raise RasterError(f"{name} cannot be read as an image: {_reason(error, name)}") from error
+    if dataset.count == 0:
+        dataset.close()
+        raise RasterError(f"{name} holds no bands itself; name one of the rasters inside it")
+    return dataset
+
+
+def _rasterio() -> Any:
+    rasterio = require("rasterio")
+    require("rasterio.errors")
+    return rasterio
+
+
+def _band_name(dataset: Any, index: int, colours: list[str]) -> str:
+    description = dataset.descriptions[index - 1]
+    if description:
+        return str(description)
+    colour = colours[index - 1]
+    return colour if colour not in ("undefined", "gray", "alpha") else f"band{index}"
+
+
+def _representable(value: float | None, dtype: str) -> float | int | None:
+    """A nodata value as the file's type can hold it, or None: a byte raster tagged with -9999 has no nodata pixels."""
+    if value is None or math.isnan(value):
+        return None
+    if dtype == "float32":
+        return float(np.float32(value))
+    limits = np.iinfo(dtype)
+    return int(value) if value == int(value) and limits.min <= value <= limits.max else None
+
+
+def _reason(error: Exception, name: str = "") -> str:
+    """GDAL's own words, on one line, without the file name that our sentence has already said."""
+    cause = error.__cause__ or error
+    text = " ".join(str(cause).split())
+    for prefix in (f"'{name}' ", f"{name}: "):
+        text = text.removeprefix(prefix) if name else text
+    return text.rstrip(".")

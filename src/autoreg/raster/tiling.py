@@ -1,0 +1,119 @@
+"""Exact tiling: how a raster is cut so that the tiled labels equal those of one pass over the whole raster.
+
+Two things make a convolutional network's answer depend on where a tile lies. A pixel nearer to a cut than the network can
+look sees zero padding instead of its neighbours, and a tile that does not start on the stride grid is subsampled at other
+places. So every tile carries a halo at least as wide as the receptive field's radius, and every tile starts on a multiple of
+the stride. Where the raster really ends, there is no halo: the tile ends with it, and the network's own zero padding falls
+where it falls in the whole pass. For that the last tile of a row or column is moved inwards, so all tiles of a raster have
+one shape, and an engine never sees another.
+
+The whole raster here is the *extended* one: repeated at the right and bottom to a multiple of the stride, see
+``extended_size``. The cores of the tiles are the cells of a plain grid, so each pixel is written exactly once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from autoreg.errors import ConfigError
+from autoreg.raster.window import Window
+
+
+class Tile(NamedTuple):
+    """One tile of a raster.
+
+    Attributes:
+        window: the pixels that the engine sees; starts on the stride grid; may reach past the raster by less than a stride.
+        core: the pixels that the tile writes; inside ``window`` and inside the raster.
+    """
+
+    window: Window
+    core: Window
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple of ``multiple`` that is at least ``value``."""
+    return -(-value // multiple) * multiple
+
+
+def extended_size(size_px: int, stride: int) -> int:
+    """Height or width of the raster as the network sees it: the next multiple of the stride."""
+    return round_up(size_px, stride)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A plan that covers a raster with tiles of one shape. Iterating yields the tiles, row by row.
+
+    Attributes:
+        height, width: size of the raster in pixels.
+        core_px: side of a core; a multiple of ``stride``.
+        halo_px: what a tile sees around its core; a multiple of ``stride``, at least the receptive field's radius.
+        stride: pixels per cell of the network's feature map.
+    """
+
+    height: int
+    width: int
+    core_px: int
+    halo_px: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        if self.core_px < 1 or self.core_px % self.stride or self.halo_px % self.stride:
+            raise ConfigError(
+                f"a core of {self.core_px} px with a halo of {self.halo_px} px is off the stride grid: "
+                f"both must be multiples of {self.stride}, the core at least {self.stride}"
+            )
+
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        """Height and width of every tile: core plus two halos, or the extended raster where that is smaller."""
+        tile_px = self.core_px + 2 * self.halo_px
+        return (
+            min(tile_px, extended_size(self.height, self.stride)),
+            min(tile_px, extended_size(self.width, self.stride)),
+        )
+
+    def __len__(self) -> int:
+        return -(-self.height // self.core_px) * -(-self.width // self.core_px)
+
+    def __iter__(self) -> Iterator[Tile]:
+        tile_height, tile_width = self.tile_shape
+        for row in range(0, self.height, self.core_px):
+            for col in range(0, self.width, self.core_px):
+                window = Window(
+                    self._origin(row, self.height, tile_height),
+                    self._origin(col, self.width, tile_width),
+                    tile_height,
+                    tile_width,
+                )
+                core = Window(row, col, self.core_px, self.core_px).clipped(self.height, self.width)
+                yield Tile(window, core)
+
+    def _origin(self, core_start: int, size: int, tile_size: int) -> int:
+        """First pixel of a tile along one axis: a halo before its core, moved so that the tile stays in the raster."""
+        last = extended_size(size, self.stride) - tile_size
+        return min(max(core_start - self.halo_px, 0), last)
+
+
+def plan_tiles(height: int, width: int, *, tile_px: int, receptive_field_px: int, stride: int) -> Tiling:
+    """Plan exact tiles of at most ``tile_px`` pixels a side.
+
+    Args:
+        height: of the raster, in pixels.
+        width: of the raster, in pixels.
+        tile_px: side of the tile that the engine sees, halo included.
+        receptive_field_px: side of the square of pixels that one label depends on (odd).
+        stride: pixels per cell of the network's feature map.
+
+    Raises:
+        ConfigError: ``tile_px`` leaves no core between the halos.
+    """
+    halo_px = round_up(receptive_field_px // 2, stride)
+    core_px = (tile_px - 2 * halo_px) // stride * stride
+    if core_px < stride:
+        raise ConfigError(
+            f"a tile of {tile_px} px leaves no core between two halos of {halo_px} px; "
+            f"use at least {2 * halo_px + stride} px"
+        )
+    return Tiling(height, width, core_px, halo_px, stride)

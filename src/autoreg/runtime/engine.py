@@ -1,0 +1,66 @@
+"""Engine: whatever turns tiles into labels."""
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoreg.spec import ModelSpec
+
+Images = NDArray[np.float32]
+"""(N, C, H, W) raw pixel values; H and W are multiples of the model's stride."""
+Labels = NDArray[np.uint8]
+"""(N, H, W), 0 .. K-1."""
+Logits = NDArray[np.float32]
+"""(N, K, H / stride, W / stride); their bilinear upsampling's softmax are the probabilities, its argmax the labels."""
+
+
+class Prediction(NamedTuple):
+    """What an engine says about a batch of images."""
+
+    labels: Labels
+    logits: Logits
+
+
+class Engine(Protocol):
+    """Runs one model. Same input, same output: an engine keeps no state between calls."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model promises."""
+        ...
+
+    @property
+    def model_digest(self) -> str:
+        """SHA-256 of the model file, hexadecimal."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Which library runs the model, and on what, in words."""
+        ...
+
+    def label(self, images: Images) -> Labels:
+        """Labels of ``images``."""
+        ...
+
+    def predict(self, images: Images) -> Prediction:
+        """Labels and logits of ``images``."""
+        ...
+
+
+def load_engine(path: str | Path, *, threads: int | None = None) -> Engine:
+    """Load a model file that ``autoreg export`` wrote.
+
+    Args:
+        path: the ``.onnx`` file.
+        threads: processor threads to use; all of them if None.
+
+    Raises:
+        ModelError: no such file, not an ONNX model, or one without a valid ModelSpec.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    from autoreg.runtime.engines.onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine.from_file(Path(path), threads=threads)

@@ -1,0 +1,6 @@
+"""Train: unlabelled rasters to a checkpoint."""
+
+from autoreg.train.config import TrainConfig, load_config
+from autoreg.train.loop import Status, resume_training, train_network
+
+__all__ = ["Status", "TrainConfig", "load_config", "resume_training", "train_network"]
