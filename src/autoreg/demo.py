@@ -13,6 +13,7 @@ from autoreg.evaluation import Evaluation, confusion_matrix, score
 from autoreg.optional import require
 from autoreg.output import atomic_output
 from autoreg.raster.palette import class_colours
+from autoreg.raster.reader import georeference_optional
 from autoreg.spec import NODATA_LABEL
 
 BANDS = ("red", "green", "blue", "nir")
@@ -108,7 +109,11 @@ def compare_with_colours(
     picture = np.concatenate(panels, axis=2)
     profile = {"driver": "PNG", "count": 3, "dtype": "uint8", "height": picture.shape[1], "width": picture.shape[2]}
     # Made in memory: GDAL's PNG driver would leave a sidecar file beside its output.
-    with atomic_output(picture_path, overwrite=overwrite) as temporary, rasterio.MemoryFile() as memory:
+    with (
+        atomic_output(picture_path, overwrite=overwrite) as temporary,
+        georeference_optional(),
+        rasterio.MemoryFile() as memory,
+    ):
         with memory.open(**profile) as dataset:
             dataset.write(picture)
         temporary.write_bytes(memory.read())

@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -191,8 +193,7 @@ def open_dataset(path: str | Path) -> Any:
         if Path(name).is_dir():
             raise RasterError(f"{name} is a folder, expected an image file such as {name.rstrip('/')}/*.tif")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with georeference_optional():
             dataset = rasterio.open(name)
     except rasterio.errors.RasterioError as error:
         raise RasterError(f"{name} cannot be read as an image: {_reason(error, name)}") from error
@@ -200,6 +201,14 @@ def open_dataset(path: str | Path) -> Any:
         dataset.close()
         raise RasterError(f"{name} holds no bands itself; name one of the rasters inside it")
     return dataset
+
+
+@contextmanager
+def georeference_optional() -> Iterator[None]:
+    """Open and write rasters without being warned that they lie nowhere on Earth: a JPEG or PNG seldom does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", _rasterio().errors.NotGeoreferencedWarning)
+        yield
 
 
 def _rasterio() -> Any:

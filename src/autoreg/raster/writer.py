@@ -1,7 +1,6 @@
 """Write class maps: Cloud-Optimized GeoTIFFs of uint8 labels."""
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from autoreg.errors import RasterError
 from autoreg.optional import require
 from autoreg.output import atomic_output, temporary_beside
 from autoreg.raster.palette import class_colours
-from autoreg.raster.reader import RasterReader
+from autoreg.raster.reader import RasterReader, georeference_optional
 from autoreg.raster.window import Window
 from autoreg.spec import NODATA_LABEL
 
@@ -66,8 +65,7 @@ def write_labels(
     colours |= dict.fromkeys(range(classes, NODATA_LABEL + 1), (0, 0, 0, 0))
     with atomic_output(path, overwrite=overwrite) as target, temporary_beside(path) as staging:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with georeference_optional():
                 with rasterio.open(staging, "w", nodata=NODATA_LABEL, **profile, **like.georeference) as dataset:
                     dataset.write_colormap(1, colours)
                     dataset.set_band_description(1, "class")

@@ -24,6 +24,7 @@ class TrainConfig:
         batch_size: crops per step; a multiple of 4, because each step crosses 2 orderings with 2 others.
         crop_px: side of a crop; a multiple of 4.
         displacement_px: T; predictions up to T pixels apart, in rows and in columns, should agree (Table 8: 10).
+        entropy_weight: of the marginal entropies in the objective; 1 is the paper's eq. 12, IIC's public code has 1.5.
         learning_rate: of Adam.
         seed: decides the initial weights, the crops and the orderings.
         device: ``auto``, ``cpu``, ``cuda`` or another torch device.
@@ -35,6 +36,7 @@ class TrainConfig:
     batch_size: int = 16
     crop_px: int = 128
     displacement_px: int = 5
+    entropy_weight: float = 1.5
     learning_rate: float = 5e-4
     seed: int = 0
     device: str = "auto"
@@ -56,8 +58,9 @@ class TrainConfig:
         for name in ("batch_size", "crop_px"):
             if getattr(self, name) % 4:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected a multiple of 4")
-        if not 0 < self.learning_rate < 1:
-            raise ConfigError(f"learning_rate is {self.learning_rate}, expected more than 0 and less than 1")
+        for name, limit in (("learning_rate", 1), ("entropy_weight", 10)):
+            if not 0 < getattr(self, name) < limit:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0 and less than {limit}")
 
 
 def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:

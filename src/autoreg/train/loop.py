@@ -209,7 +209,7 @@ class _Training:
         rng = np.random.default_rng((self.config.seed, self.step, 1))
         information = self._mutual_information(images, torch.from_numpy(batch.valid), rng)
         self.optimizer.zero_grad()
-        (-information.value).backward()  # type: ignore[no-untyped-call]
+        (-information.objective(self.config.entropy_weight)).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.step += 1
         return information.value.item()

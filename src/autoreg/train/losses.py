@@ -8,15 +8,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MutualInformation:
-    """What one joint distribution says; all in nats.
+    """What one joint distribution of clusters says, in nats; scalar tensors in float64 that carry the gradient.
 
     Attributes:
-        value: I(y; z), between 0 and log K; a scalar tensor in float64 that carries the gradient.
-        entropy: H(y), how evenly the first view uses the clusters; at most log K.
+        value: I(y; z), between 0 and log K.
+        entropy_y: H(y), how evenly the first view uses the clusters, at most log K.
+        entropy_z: H(z), likewise for the second view.
     """
 
     value: Tensor
-    entropy: Tensor
+    entropy_y: Tensor
+    entropy_z: Tensor
+
+    def objective(self, entropy_weight: float) -> Tensor:
+        """What training maximises: the mutual information with both marginal entropies weighted (IIC's lambda).
+
+        1 is the paper's eq. 12; more draws the clusters towards even use, out of optima that leave some of them empty.
+        """
+        return self.value + (entropy_weight - 1) * (self.entropy_y + self.entropy_z)
 
 
 def _box_sum(probs: Tensor, radius: int) -> Tensor:
@@ -48,19 +57,12 @@ def joint_distribution(probs_y: Tensor, probs_z: Tensor, displacement_px: int) -
     return torch.einsum("nkhw,nlhw->nkl", probs_y, spread).double().sum(0)
 
 
-def mutual_information(joint: Tensor, entropy_weight: float = 1.0) -> MutualInformation:
-    """Mutual information of a joint distribution.
-
-    ``entropy_weight`` (IIC's lambda) multiplies the two marginal entropies; 1 is the mutual information itself.
-
-    Args:
-        joint: non-negative weights, (K, K), any positive sum; computed in float64.
-        entropy_weight: above 1, even use of the clusters weighs more than certainty.
-    """
+def mutual_information(joint: Tensor) -> MutualInformation:
+    """Mutual information of a joint distribution: non-negative weights (K, K) of any positive sum, computed in float64."""
     joint = joint.double()
     joint = joint / joint.sum().clamp_min(torch.finfo(torch.float64).tiny)
     entropy_y, entropy_z, entropy_joint = (_entropy(p) for p in (joint.sum(1), joint.sum(0), joint))
-    return MutualInformation(entropy_weight * (entropy_y + entropy_z) - entropy_joint, entropy_y)
+    return MutualInformation(entropy_y + entropy_z - entropy_joint, entropy_y, entropy_z)
 
 
 def _entropy(distribution: Tensor) -> Tensor:

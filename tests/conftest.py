@@ -1,0 +1,89 @@
+"""Fixtures: small, seeded, built in code."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from numpy.typing import NDArray
+
+from autoreg.demo import write_scene
+from autoreg.export import export_onnx
+from autoreg.network.checkpoint import Checkpoint, save_checkpoint
+from autoreg.network.network import Network, NetworkConfig
+from autoreg.raster.reader import georeference_optional
+from autoreg.runtime.engine import Engine, load_engine
+from autoreg.train import TrainConfig, train_network
+from autoreg.train.views import calibrate_decoder
+
+WriteRaster = Callable[..., Path]
+
+
+def save_raster(path: Path, pixels: NDArray[Any], mask: NDArray[np.uint8] | None = None, **profile: Any) -> Path:
+    """Write (bands, height, width) as a raster; keywords as in ``rasterio.open``."""
+    shape = {"count": len(pixels), "height": pixels.shape[1], "width": pixels.shape[2], "dtype": pixels.dtype}
+    options = {"driver": "GTiff"} | shape | profile
+    with georeference_optional(), rasterio.open(path, "w", **options) as dataset:
+        dataset.write(pixels)
+        if mask is not None:
+            dataset.write_mask(mask)
+    return path
+
+
+def save_random_checkpoint(path: Path, *, stride: int, classes: int = 4, bands: int = 2) -> Path:
+    """A checkpoint of an untrained network that spreads its labels, for rasters of uint8 noise."""
+    torch.manual_seed(stride)
+    network = Network(NetworkConfig(bands, classes, 16, (16, 16), stride)).train()
+    network.mean.fill_(100.0)
+    network.std.fill_(50.0)
+    samples = torch.from_numpy(noise(bands, 64, 64).astype(np.float32))[None].expand(2, -1, -1, -1).contiguous()
+    for _ in range(20):  # let the batch norm's running statistics settle
+        calibrate_decoder(network, samples)
+    names = tuple(f"band{index + 1}" for index in range(bands))
+    weights = dict(network.state_dict())
+    save_checkpoint(Checkpoint(network.config, weights, names, "uint8", samples, {}, {"step": 0}), path, overwrite=True)
+    return path
+
+
+def noise(bands: int, height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Smooth random pixels: neighbours matter, and all labels occur."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 200, (bands, height // 6 + 1, width // 6 + 1)).repeat(6, axis=1).repeat(6, axis=2)
+    return (coarse[:, :height, :width] + rng.integers(0, 56, (bands, height, width))).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("scenes")
+    paths = [folder / f"{index}.tif" for index in range(2)]
+    for index, path in enumerate(paths):
+        write_scene(index, 160, 144, path, folder / f"truth{index}.tif")
+    return paths
+
+
+@pytest.fixture(scope="session")
+def checkpoint(scenes: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short but real training."""
+    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
+    config = TrainConfig(classes=5, size="tiny", steps=10, batch_size=4, crop_px=32, displacement_px=2, device="cpu")
+    train_network(scenes, path, config)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Path) -> Path:
+    path = checkpoint.with_name("model.onnx")
+    export_onnx(checkpoint, path)
+    return path
+
+
+@pytest.fixture(scope="session", params=[2, 4], ids=["stride2", "stride4"])
+def random_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An untrained two-band model of each stride."""
+    folder = tmp_path_factory.mktemp("random")
+    checkpoint = save_random_checkpoint(folder / "checkpoint.pt", stride=request.param)
+    export_onnx(checkpoint, folder / "model.onnx")
+    return load_engine(folder / "model.onnx")

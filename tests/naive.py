@@ -1,0 +1,61 @@
+"""Slow, obvious definitions that the fast code must match."""
+
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoreg.network.orderings import Ordering
+
+
+def scan(ordering: Ordering, height: int, width: int) -> list[tuple[int, int]]:
+    """The pixels in the order in which the scan visits them."""
+    rows = range(height) if ordering.down else range(height - 1, -1, -1)
+    cols = range(width) if ordering.right else range(width - 1, -1, -1)
+    if ordering.axis == "row":
+        return [(row, col) for row in rows for col in cols]
+    return [(row, col) for col in cols for row in rows]
+
+
+def canonical(ordering: Ordering, height: int, width: int, pixel: tuple[int, int]) -> tuple[int, int]:
+    """Coordinates of a pixel in a frame turned and flipped so that the ordering is row by row, down and right."""
+    row = pixel[0] if ordering.down else height - 1 - pixel[0]
+    col = pixel[1] if ordering.right else width - 1 - pixel[1]
+    return (row, col) if ordering.axis == "row" else (col, row)
+
+
+def joint_distribution(probs_y: Tensor, probs_z: Tensor, displacement_px: int) -> Tensor:
+    """Eq. 12, term by term: the sum over displacements, images and pixels of y_l z_{l+u}^T, zero outside."""
+    classes, height, width = probs_y.shape[1:]
+    joint = torch.zeros(classes, classes, dtype=probs_y.dtype)
+    reach = range(-displacement_px, displacement_px + 1)
+    for down, right in itertools.product(reach, reach):
+        for row, col in itertools.product(range(height), range(width)):
+            if 0 <= row + down < height and 0 <= col + right < width:
+                joint = joint + probs_y[:, :, row, col].T @ probs_z[:, :, row + down, col + right]
+    return joint
+
+
+def mutual_information(joint: Tensor) -> Tensor:
+    """Sum of P log(P / (P_y P_z)) over the entries that are not zero."""
+    joint = joint / joint.sum()
+    product = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    used = joint > 0
+    return (joint[used] * (joint[used] / product[used]).log()).sum()
+
+
+def confusion(labels: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels by label and true class, 255 ignored."""
+    counts = np.zeros((classes, classes), np.int64)
+    for label, true_class in zip(labels.ravel(), truth.ravel(), strict=True):
+        if label != 255 and true_class != 255:
+            counts[label, true_class] += 1
+    return counts
+
+
+def best_accuracy(counts: np.ndarray) -> float:
+    """Accuracy of the best one-to-one matching, by trying them all."""
+    size = len(counts)
+    best = max(sum(counts[i, match[i]] for i in range(size)) for match in itertools.permutations(range(size)))
+    return float(best / counts.sum())

@@ -1,0 +1,40 @@
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from autoreg.raster.read_ahead import read_ahead
+
+
+def test_results_come_in_order_from_one_other_thread() -> None:
+    threads = set()
+
+    def read(item: int) -> int:
+        threads.add(threading.get_ident())
+        return item * item
+
+    assert list(read_ahead(read, range(20), depth=3)) == [(item, item * item) for item in range(20)]
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+def test_it_runs_no_further_ahead_than_its_depth() -> None:
+    asked: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(100):
+            asked.append(item)
+            yield item
+
+    results = read_ahead(lambda item: item, items(), depth=3)
+    next(results)
+    assert len(asked) == 4
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_an_error_appears_where_its_result_would() -> None:
+    results = read_ahead(lambda item: 1 // (2 - item), range(5), depth=4)
+    assert next(results) == (0, 0)
+    assert next(results) == (1, 1)
+    with pytest.raises(ZeroDivisionError):
+        next(results)

@@ -1,0 +1,166 @@
+"""The commands as a user runs them: output, exit status, and one sentence for each mistake."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from autoreg.network.checkpoint import load_checkpoint
+from conftest import noise, save_raster
+
+AUTOREG = [sys.executable, "-c", "from autoreg.cli import main; main()"]
+
+
+def autoreg(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [*AUTOREG, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=300)
+
+
+def refused(result: subprocess.CompletedProcess[str], message: str, status: int = 1) -> None:
+    """One sentence, no traceback."""
+    assert result.returncode == status, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert message in lines[0]
+    assert "Traceback" not in result.stderr
+
+
+def test_the_default_names_chain(scenes: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "train.toml").write_text('size = "tiny"\nsteps = 3\nbatch_size = 4\ncrop_px = 32\n')
+    trained = autoreg("train", *scenes, "-c", "train.toml", "-k", 4, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "next: autoreg export checkpoint.pt" in trained.stdout
+    exported = autoreg("export", "--fp16", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert "next: autoreg segment -m model.onnx" in exported.stdout
+    segmented = autoreg("segment", *scenes, cwd=tmp_path)
+    assert segmented.returncode == 0, segmented.stderr
+    assert segmented.stdout.split() == ["out/0.tif", "out/1.tif"]
+    assert "MPx/s" in segmented.stderr
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    for index, scene in enumerate(scenes):
+        (truth / f"{index}.tif").write_bytes(scene.with_name(f"truth{index}.tif").read_bytes())
+    evaluated = autoreg("evaluate", "out", "truth", "--json", cwd=tmp_path)
+    result = json.loads(evaluated.stdout)
+    assert 0.2 < result["accuracy"] <= 1
+    assert result["pixels"] > 30_000
+    assert "mIoU" in autoreg("evaluate", "out", "truth", cwd=tmp_path).stdout
+    for name, expected in (
+        ("checkpoint.pt", {"kind": "checkpoint", "classes": 4}),
+        ("model.onnx", {"kind": "model", "precision": "fp16"}),
+    ):
+        described = json.loads(autoreg("info", name, "--json", cwd=tmp_path).stdout)
+        assert {key: described[key] for key in expected} == expected
+        assert "receptive_field_px" in autoreg("info", name, cwd=tmp_path).stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "model.onnx", "out", "train.toml", "truth"]
+
+
+def test_a_bad_input_is_reported_and_the_others_are_done(model: Path, scenes: list[Path], tmp_path: Path) -> None:
+    text = tmp_path / "text.tif"
+    text.write_text("not an image")
+    three = save_raster(tmp_path / "three.tif", noise(3, 40, 40))
+    result = autoreg("segment", text, scenes[0], three, tmp_path / "none.tif", "-m", model, "-o", tmp_path / "out", "--json")
+    assert result.returncode == 3
+    assert [json.loads(line)["source"] for line in result.stdout.splitlines()] == [str(scenes[0])]
+    for sentence in (
+        "text.tif cannot be read as an image",
+        "three.tif has 3 bands",
+        "there is no file",
+        "3 of 4 rasters failed",
+    ):
+        assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.tif"]
+
+
+def test_mistakes_get_one_sentence(model: Path, checkpoint: Path, scenes: list[Path], tmp_path: Path) -> None:
+    text = tmp_path / "text.tif"
+    text.write_text("not an image")
+    evil = tmp_path / "evil.pt"
+    evil.write_bytes(pickle.dumps({"weights": 1}))
+    wide = save_raster(tmp_path / "wide.tif", noise(4, 40, 40).astype(np.uint16))
+    refused(autoreg("train", tmp_path / "none.tif", "-o", tmp_path / "c.pt"), "there is no file")
+    refused(autoreg("train", text, "-o", tmp_path / "c.pt"), "text.tif cannot be read as an image")
+    refused(autoreg("train", scenes[0], wide, "-o", tmp_path / "c.pt"), "wide.tif has pixels of type uint16")
+    refused(autoreg("train", scenes[0], "-o", checkpoint), "exists; use --overwrite")
+    refused(autoreg("train", scenes[0], "-o", "/proc/c.pt"), "/proc/c.pt cannot be written")
+    refused(autoreg("train", scenes[0], "-k", 1, "-o", tmp_path / "c.pt"), "classes is 1, expected 2 to 255")
+    refused(autoreg("train", scenes[0], "--resume", "-o", tmp_path / "c.pt"), "there is no checkpoint")
+    refused(autoreg("export", evil, "-o", tmp_path / "m.onnx"), "evil.pt is not a checkpoint that autoreg train wrote")
+    refused(autoreg("export", tmp_path / "none.pt", "-o", tmp_path / "m.onnx"), "there is no checkpoint")
+    refused(autoreg("export", checkpoint, "-o", model), "model.onnx exists")
+    refused(autoreg("segment", scenes[0], "-m", evil, "-o", tmp_path / "out"), "evil.pt is not an ONNX model")
+    refused(autoreg("segment", scenes[0], "-m", tmp_path / "none.onnx"), "there is no model")
+    refused(autoreg("segment", scenes[0], "-m", model, "-o", "/proc/out"), "the folder /proc/out cannot be made")
+    refused(autoreg("segment", wide, "-m", model, "-o", tmp_path / "out"), "wide.tif has pixels of type uint16", status=3)
+    refused(autoreg("segment", scenes[0], "-m", model, "-o", scenes[0].parent), "would replace it")
+    refused(autoreg("segment", scenes[0], scenes[0], "-m", model, "-o", tmp_path / "out"), "would both be written")
+    refused(autoreg("segment", scenes[0], "-m", model, "-o", tmp_path / "out", "--tile-px", 8), "leaves no core", status=3)
+    refused(autoreg("evaluate", tmp_path / "none", tmp_path), "there is no file or folder")
+    refused(autoreg("info", tmp_path / "none"), "there is no model")
+    assert autoreg("segment").returncode == 2
+    assert autoreg("train", scenes[0], "--zebra").returncode == 2
+
+
+def test_an_existing_map_stops_everything_before_it_starts(model: Path, scenes: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "1.tif").write_text("precious")
+    refused(autoreg("segment", *scenes, "-m", model, "-o", tmp_path), "1.tif exists; use --overwrite")
+    assert [path.name for path in tmp_path.iterdir()] == ["1.tif"]
+    assert autoreg("segment", *scenes, "-m", model, "-o", tmp_path, "--overwrite", "-q").stderr == ""
+    with rasterio.open(tmp_path / "1.tif") as dataset:
+        assert dataset.nodata == 255
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"it ended with {process.wait()} and never said {text!r}")
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_can_be_resumed(scenes: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "train.toml").write_text('size = "tiny"\nsteps = 5000\nbatch_size = 4\ncrop_px = 32\n')
+    command = [*AUTOREG, "train", *map(str, scenes), "-c", "train.toml"]
+    with subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_for(process, "step 1 of 5000")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "--resume" in out
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint.pt", "train.toml"]
+    step = load_checkpoint(tmp_path / "checkpoint.pt").loop["step"]
+    resumed = autoreg("train", *scenes, "--resume", "--steps", step + 2, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert load_checkpoint(tmp_path / "checkpoint.pt").loop["step"] == step + 2
+
+
+def test_ctrl_c_leaves_no_half_written_map(model: Path, tmp_path: Path) -> None:
+    source = save_raster(tmp_path / "large.tif", noise(4, 3000, 3000), tiled=True, blockxsize=512, blockysize=512)
+    out = tmp_path / "out"
+    command = [*AUTOREG, "segment", str(source), "-m", str(model), "-o", str(out)]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not (out.is_dir() and any(out.iterdir())):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["train", "export", "segment", "evaluate", "info", "demo"])
+def test_every_help_ends_in_examples(command: str) -> None:
+    text = autoreg(command, "--help").stdout
+    assert text.rstrip().splitlines()[-1].strip().startswith(f"autoreg {command}")

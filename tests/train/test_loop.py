@@ -1,0 +1,93 @@
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoreg.errors import CheckpointError, ConfigError, OutputError
+from autoreg.network.checkpoint import load_checkpoint
+from autoreg.train import Status, TrainConfig, resume_training, train_network
+from conftest import noise, save_raster
+
+SHORT = TrainConfig(classes=5, size="tiny", steps=8, batch_size=4, crop_px=32, displacement_px=2, device="cpu")
+
+
+def test_it_learns(scenes: list[Path], tmp_path: Path) -> None:
+    seen: list[Status] = []
+    config = dataclasses.replace(SHORT, steps=60, learning_rate=1e-3)
+    train_network(scenes, tmp_path / "c.pt", config, progress=seen.append)
+    values = [status.mutual_information for status in seen]
+    assert [status.step for status in seen] == list(range(1, 61))
+    assert np.mean(values[-10:]) > 0.25
+    assert np.mean(values[-10:]) > 5 * np.mean(values[:3])
+    assert sum(seen[-1].usage) == pytest.approx(1)
+    assert not seen[-1].collapsed
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(scenes: list[Path], tmp_path: Path) -> None:
+    weights = []
+    for index, seed in enumerate((3, 3, 4)):
+        train_network(scenes, tmp_path / f"{index}.pt", dataclasses.replace(SHORT, seed=seed))
+        weights.append(load_checkpoint(tmp_path / f"{index}.pt").weights)
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not torch.equal(weights[0]["decoder.weight"], weights[2]["decoder.weight"])
+
+
+def test_stopping_and_resuming_gives_the_weights_of_an_uninterrupted_training(scenes: list[Path], tmp_path: Path) -> None:
+    train_network(scenes, tmp_path / "whole.pt", SHORT)
+    stopped = train_network(scenes, tmp_path / "parts.pt", SHORT, should_stop=iter([False, False, True]).__next__)
+    assert stopped.step == load_checkpoint(tmp_path / "parts.pt").loop["step"] == 3
+    assert resume_training(scenes, tmp_path / "parts.pt").step == 8
+    whole, parts = (load_checkpoint(tmp_path / name).weights for name in ("whole.pt", "parts.pt"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_resuming_takes_more_steps_but_no_other_setting(checkpoint: Path, scenes: list[Path], tmp_path: Path) -> None:
+    copy = tmp_path / "c.pt"
+    copy.write_bytes(checkpoint.read_bytes())
+    with pytest.raises(ConfigError, match=r"has done all 10 steps; to go on give more, such as --steps 20"):
+        resume_training(scenes, copy)
+    with pytest.raises(ConfigError, match=r"trained with classes 5, not 7; --resume can change only device and steps"):
+        resume_training(scenes, copy, {"classes": 7})
+    other = save_raster(tmp_path / "other.tif", noise(3, 64, 64))
+    with pytest.raises(CheckpointError, match=r"trained on 4 bands of uint8, but .*other\.tif has 3"):
+        resume_training([other], copy, {"steps": 12})
+    assert copy.read_bytes() == checkpoint.read_bytes()
+    assert resume_training(scenes, copy, {"steps": 12, "classes": 5}).step == 12
+
+
+def test_an_existing_checkpoint_is_kept(checkpoint: Path, scenes: list[Path]) -> None:
+    before = checkpoint.read_bytes()
+    with pytest.raises(OutputError, match="exists; use --overwrite"):
+        train_network(scenes, checkpoint, SHORT)
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_device_that_does_not_exist_is_named(scenes: list[Path], tmp_path: Path) -> None:
+    for name in ("toaster", "cuda:77"):
+        with pytest.raises(ConfigError, match=f"device '{name}' cannot be used"):
+            train_network(scenes, tmp_path / "c.pt", dataclasses.replace(SHORT, device=name))
+
+
+def test_a_collapse_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flat = save_raster(tmp_path / "flat.tif", np.full((2, 64, 64), 50, np.uint8))
+    with caplog.at_level(logging.WARNING, logger="autoreg"):
+        status = train_network([flat], tmp_path / "c.pt", dataclasses.replace(SHORT, steps=2))
+    assert status.collapsed
+    assert "the training has collapsed" in caplog.text
+
+
+@pytest.mark.parametrize("bands", [1, 7])
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_any_number_of_bands_and_any_type(tmp_path: Path, bands: int, dtype: str) -> None:
+    image = noise(bands, 64, 64).astype(dtype) * 100
+    if dtype == "float32":
+        image[:, :10] = np.nan
+    path = save_raster(tmp_path / "a.tif", image)
+    train_network([path], tmp_path / "c.pt", dataclasses.replace(SHORT, steps=2))
+    saved = load_checkpoint(tmp_path / "c.pt")
+    assert (len(saved.bands), saved.dtype) == (bands, dtype)
+    assert all(value.isfinite().all() for value in saved.weights.values())
+    assert saved.samples.isfinite().all()

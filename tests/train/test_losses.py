@@ -1,0 +1,74 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import naive
+from autoreg.train.losses import joint_distribution, mutual_information
+
+CASES = [(1, 3, 5, 7, 0), (2, 4, 6, 5, 1), (2, 3, 4, 6, 2), (3, 2, 3, 4, 5)]  # the last T exceeds the image
+
+
+def views(batch: int, classes: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(batch * classes)
+    shape = (2, batch, classes, height, width)
+    logits = torch.randn(shape, generator=generator, dtype=torch.float64)
+    first, second = logits.requires_grad_().softmax(dim=2)
+    return first, second
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_box_form_equals_the_definition_in_value_and_gradient(case: tuple[int, int, int, int, int]) -> None:
+    *shape, displacement_px = case
+    fast_views, slow_views = views(*shape), views(*shape)
+    for probs in (*fast_views, *slow_views):
+        probs.retain_grad()
+    fast = mutual_information(joint_distribution(*fast_views, displacement_px)).value
+    slow = naive.mutual_information(naive.joint_distribution(*slow_views, displacement_px))
+    assert abs(fast.item() - slow.item()) <= 1e-14
+    fast.backward()  # type: ignore[no-untyped-call]
+    slow.backward()  # type: ignore[no-untyped-call]
+    for quick, plain in zip(fast_views, slow_views, strict=True):
+        assert quick.grad is not None
+        torch.testing.assert_close(quick.grad, plain.grad, rtol=1e-9, atol=1e-15)
+
+
+def test_a_masked_pixel_counts_for_nothing() -> None:
+    first, second = views(1, 3, 6, 6)
+    valid = torch.ones(6, 6, dtype=torch.float64)
+    valid[2:4, 1:5] = 0
+    changed = torch.where(valid.bool(), first, first.roll(1, dims=1))
+    expected = joint_distribution(first * valid, second * valid, 2)
+    torch.testing.assert_close(joint_distribution(changed * valid, second * valid, 2), expected, rtol=0, atol=0)
+
+
+def test_mutual_information_of_equal_clusters_is_log_k() -> None:
+    information = mutual_information(torch.eye(5))
+    assert information.value.item() == pytest.approx(math.log(5), abs=1e-12)
+    assert information.entropy_y.item() == pytest.approx(math.log(5), abs=1e-12)
+
+
+def test_independent_clusters_have_none_and_a_dead_cluster_has_a_finite_gradient() -> None:
+    joint = torch.outer(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.2, 0.8, 0.0])).double().requires_grad_()
+    information = mutual_information(joint)
+    information.value.backward()  # type: ignore[no-untyped-call]
+    assert abs(information.value.item()) <= 1e-15
+    assert joint.grad is not None
+    assert joint.grad.isfinite().all()
+
+
+def test_near_uniform_predictions_keep_their_gradient_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 0.3 * torch.randn(2, 4, 6, 64, 64, generator=generator)
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        leaf = logits.to(dtype).requires_grad_()
+        first, second = leaf.softmax(dim=2)
+        mutual_information(joint_distribution(first, second, 5)).value.backward()  # type: ignore[no-untyped-call]
+        assert leaf.grad is not None
+        return leaf.grad.double()
+
+    truth = gradient(torch.float64)
+    error = (gradient(torch.float32) - truth).norm() / truth.norm()
+    assert error < 5e-3
