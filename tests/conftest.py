@@ -1,6 +1,5 @@
 """Fixtures: small, seeded, built in code."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from hypothesis import settings
 from numpy.typing import NDArray
 
 from autoreg.demo import write_scene
@@ -19,7 +19,9 @@ from autoreg.runtime.engine import Engine, load_engine
 from autoreg.train import TrainConfig, train_network
 from autoreg.train.views import calibrate_decoder
 
-WriteRaster = Callable[..., Path]
+# Machines are shared: no example is too slow. The same examples each time: a red test is red for everybody.
+settings.register_profile("autoreg", deadline=None, derandomize=True)
+settings.load_profile("autoreg")
 
 
 def save_raster(path: Path, pixels: NDArray[Any], mask: NDArray[np.uint8] | None = None, **profile: Any) -> Path:

@@ -68,7 +68,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @cli.command(
-    epilog="autoreg train scenes/*.tif -k 6\nautoreg train scenes/*.tif --size base --steps 20000 --device cuda -o base.pt"
+    epilog="autoreg train scenes/*.tif -k 6\nautoreg train scenes/*.tif -c train.toml -o base.pt --device cuda"
 )
 @click.argument("scenes", nargs=-1, required=True, metavar="SCENES...")
 @click.option("-o", "--output", type=_PATH, default="checkpoint.pt", show_default=True, help="Checkpoint to write.")

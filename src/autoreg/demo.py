@@ -64,7 +64,7 @@ def write_scene(seed: int, height: int, width: int, image_path: Path, truth_path
     image, truth = make_scene(seed, height, width)
     # One landscape after the other along the easting, so that no two lie on each other.
     west = _CORNER[0] + 1000 * seed
-    place = {"crs": "EPSG:32633", "transform": rasterio.transform.from_origin(west, _CORNER[1], _GSD_M, _GSD_M)}
+    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(_GSD_M, 0, west, 0, -_GSD_M, _CORNER[1])}
     profile = {"driver": "GTiff", "height": height, "width": width, "dtype": "uint8", "compress": "deflate", **place}
     with rasterio.open(image_path, "w", count=len(BANDS), nodata=0, tiled=True, alpha="unspecified", **profile) as dataset:
         dataset.write(image)

@@ -33,7 +33,7 @@ def test_the_stripped_network_equals_the_network_without_ordering(tmp_path: Path
 @pytest.fixture(scope="module")
 def scene(scenes: list[Path]) -> np.ndarray:
     with rasterio.open(scenes[1]) as dataset:
-        return dataset.read()[None].astype(np.float32)
+        return np.asarray(dataset.read()[None], np.float32)
 
 
 def torch_prediction(checkpoint: Path, image: np.ndarray) -> Prediction:
@@ -75,7 +75,7 @@ def test_fp16_normalises_16_bit_imagery_in_float32(tmp_path: Path) -> None:
 
 def test_the_onnx_reference_evaluator_agrees(checkpoint: Path, model: Path, scene: np.ndarray) -> None:
     image = scene[:, :, 60:92, 60:100]
-    labels, logits = ReferenceEvaluator(onnx.load(model)).run(None, {"image": image})
+    labels, logits = map(np.asarray, ReferenceEvaluator(onnx.load(model)).run(None, {"image": image}))
     result = compare(torch_prediction(checkpoint, image), Prediction(labels, logits), 2)
     assert result.agreement >= 0.9999
     assert result.max_probability_difference <= 1e-5

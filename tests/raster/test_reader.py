@@ -11,6 +11,8 @@ from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 from conftest import noise, save_raster
 
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
 ALL = Window(0, 0, 20, 30)
 
 
@@ -58,9 +60,9 @@ def test_a_nodata_value_that_the_type_cannot_hold_masks_nothing(tmp_path: Path) 
     path = save_raster(tmp_path / "a.tif", np.zeros((1, 20, 30), np.uint8))
     vrt = tmp_path / "a.vrt"
     vrt.write_text(
-        '<VRTDataset rasterXSize="30" rasterYSize="20"><VRTRasterBand dataType="Byte" band="1"><NoDataValue>-9999</NoDataValue>'
-        f'<SimpleSource><SourceFilename relativeToVRT="1">{path.name}</SourceFilename><SourceBand>1</SourceBand></SimpleSource>'
-        "</VRTRasterBand></VRTDataset>"
+        '<VRTDataset rasterXSize="30" rasterYSize="20"><VRTRasterBand dataType="Byte" band="1">'
+        '<NoDataValue>-9999</NoDataValue><SimpleSource><SourceFilename relativeToVRT="1">'
+        f"{path.name}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
     )
     assert read(vrt)[1].all()
 

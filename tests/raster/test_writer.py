@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from rasterio import Affine
 from rasterio.enums import ColorInterp
-from rasterio.transform import from_origin
 from rio_cogeo.cogeo import cog_validate
 
 from autoreg.errors import OutputError
@@ -14,9 +14,11 @@ from autoreg.raster.window import Window
 from autoreg.raster.writer import write_labels
 from conftest import noise, save_raster
 
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
 
 def test_writes_a_valid_cog_at_the_same_place(tmp_path: Path) -> None:
-    place = {"crs": "EPSG:32633", "transform": from_origin(500_000, 5_400_000, 0.5, 0.5)}
+    place = {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000)}
     source = save_raster(tmp_path / "source.tif", noise(1, 700, 1100), **place)
     labels = (noise(1, 700, 1100, seed=1)[0] % 4).astype(np.uint8)
     labels[:40] = 255

@@ -7,7 +7,7 @@ import rasterio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from rasterio.transform import from_origin
+from rasterio import Affine
 from rio_cogeo.cogeo import cog_validate
 
 from autoreg import Engine, TilingOptions, load_engine, segment_array, segment_raster
@@ -36,7 +36,7 @@ def large() -> NDArray[np.uint8]:
     tile_px=st.integers(60, 320),
     batch_size=st.integers(1, 5),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_tiled_labels_equal_those_of_one_pass(
     random_engine: Engine, height: int, width: int, corner: int, tile_px: int, batch_size: int
 ) -> None:
@@ -56,7 +56,7 @@ def test_a_raster_gives_the_labels_of_its_array(random_engine: Engine, tmp_path:
     image = np.where(
         (np.arange(457) < 60) & (np.arange(333)[:, None] >= 100) & (np.arange(333)[:, None] < 150), image, image | 1
     )
-    place = {"crs": "EPSG:32633", "transform": from_origin(0, 1000, 2, 2), "nodata": 0}
+    place = {"crs": "EPSG:32633", "transform": Affine(2, 0, 0, 0, -2, 1000), "nodata": 0}
     source = save_raster(tmp_path / "source.tif", image, tiled=True, blockxsize=128, blockysize=128, **place)
     target = tmp_path / "map.tif"
     seen: list[tuple[int, int]] = []

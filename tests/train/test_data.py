@@ -44,7 +44,7 @@ def test_batches_are_crops_of_the_scenes(tmp_path: Path) -> None:
     image = np.arange(64 * 48, dtype=np.uint16).reshape(1, 64, 48)
     path = save_raster(tmp_path / "a.tif", image, tiled=True, blockxsize=16, blockysize=16)
     for images, valid in batches([path], 12):
-        assert (images.shape, images.dtype, valid.shape) == ((4, 1, 16, 16), np.float32, (4, 16, 16))
+        assert (images.shape, valid.shape) == ((4, 1, 16, 16), (4, 16, 16))
         assert valid.all()
         for crop in images:
             row, col = divmod(int(crop[0, 0, 0]), 48)
@@ -55,7 +55,7 @@ def test_every_pixel_can_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(data, "SUPERBLOCK_PX", 32)
     image = np.arange(70 * 90, dtype=np.uint16).reshape(1, 70, 90)
     path = save_raster(tmp_path / "a.tif", image, tiled=True, blockxsize=16, blockysize=16)
-    seen = np.concatenate([images.ravel() for images, _ in batches([path], 300)])
+    seen = np.concatenate([images.ravel() for images, _ in batches([path], 300, crop_px=30)])
     assert len(np.unique(seen)) == image.size
 
 

@@ -61,6 +61,6 @@ class _WithoutOrdering(nn.Module):
 
 def _plain(masked: MaskedConv2d) -> nn.Conv2d:
     size = masked.kernel_size[0]
-    plain = nn.Conv2d(masked.in_channels, masked.out_channels, size, padding=size // 2)
+    plain = nn.Conv2d(masked.in_channels, masked.out_channels, size, padding=size // 2).to(masked.weight)
     plain.load_state_dict(masked.state_dict())
     return plain

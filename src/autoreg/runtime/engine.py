@@ -1,7 +1,7 @@
 """Engine: whatever turns tiles into labels."""
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,9 @@ Images = NDArray[np.float32]
 """(N, C, H, W) raw pixel values; H and W are multiples of the model's stride."""
 Labels = NDArray[np.uint8]
 """(N, H, W), 0 .. K-1."""
-Logits = NDArray[np.float32]
-"""(N, K, H / stride, W / stride); their bilinear upsampling's softmax are the probabilities, its argmax the labels."""
+Logits = NDArray[np.floating[Any]]
+"""(N, K, H / stride, W / stride), float32 from every engine. Upsampled bilinearly, their softmax are the probabilities and
+their argmax the labels."""
 
 
 class Prediction(NamedTuple):

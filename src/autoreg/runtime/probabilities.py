@@ -1,12 +1,14 @@
 """Probabilities, computed only where someone asks for them: the softmax of the upsampled logits."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from autoreg.runtime.engine import Logits
 
 
-def probabilities(logits: Logits, stride: int) -> NDArray[np.float32]:
+def probabilities(logits: Logits, stride: int) -> NDArray[np.floating[Any]]:
     """Class probabilities per pixel.
 
     Args:
@@ -14,7 +16,7 @@ def probabilities(logits: Logits, stride: int) -> NDArray[np.float32]:
         stride: pixels per cell.
 
     Returns:
-        (N, K, h * stride, w * stride), float32, summing to 1 over K.
+        (N, K, h * stride, w * stride), in the type of ``logits``, summing to 1 over K.
     """
     full = _upsample(_upsample(logits, stride, axis=2), stride, axis=3)
     full -= full.max(axis=1, keepdims=True)
@@ -23,7 +25,7 @@ def probabilities(logits: Logits, stride: int) -> NDArray[np.float32]:
     return full
 
 
-def _upsample(values: NDArray[np.float32], stride: int, axis: int) -> NDArray[np.float32]:
+def _upsample(values: Logits, stride: int, axis: int) -> Logits:
     """Linear upsampling along one axis, cell centres half a cell from the border (align_corners=False in torch)."""
     cells = values.shape[axis]
     position = np.clip((np.arange(cells * stride) + 0.5) / stride - 0.5, 0, cells - 1)

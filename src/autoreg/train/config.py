@@ -37,7 +37,7 @@ class TrainConfig:
     crop_px: int = 128
     displacement_px: int = 5
     entropy_weight: float = 1.5
-    learning_rate: float = 5e-4
+    learning_rate: float = 3e-4
     seed: int = 0
     device: str = "auto"
 

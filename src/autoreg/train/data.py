@@ -197,7 +197,7 @@ def _random_span(rng: np.random.Generator, size: int, block: int, crop_px: int) 
     length = min(round_up(max(SUPERBLOCK_PX, crop_px), block), size)
     # Drawing from a range that overshoots both ends, and clipping, reaches the corners as often as the middle.
     start = int(rng.integers(-length // 2, size - length // 2))
-    start = min(max(start, 0) // block * block, size - length)
+    start = min(max(round(start / block) * block, 0), size - length)
     return start, length
 
 
