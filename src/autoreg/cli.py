@@ -67,9 +67,7 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace existing fi
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@cli.command(
-    epilog="autoreg train scenes/*.tif -k 6\nautoreg train scenes/*.tif -c train.toml -o base.pt --device cuda"
-)
+@cli.command(epilog="autoreg train scenes/*.tif -k 6\nautoreg train scenes/*.tif -c train.toml -o base.pt --device cuda")
 @click.argument("scenes", nargs=-1, required=True, metavar="SCENES...")
 @click.option("-o", "--output", type=_PATH, default="checkpoint.pt", show_default=True, help="Checkpoint to write.")
 @click.option("-c", "--config", "config_path", type=_PATH, help="Settings in TOML; options given here win over it.")
