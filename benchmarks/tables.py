@@ -31,7 +31,7 @@ def speed_table() -> str:
         f"| {differing} |",
         "| `segment` with the demo's network, against its engine alone on preloaded tiles "
         f"| {speed['segment_mpx_s']} of {speed['engine_alone_mpx_s']} MPx/s ({100 * speed['ratio']:.0f} %) |",
-        f"| the training loss against the convolution that it equals (K 6, B 8, 200 px, T 10) | {losses['ratio']} x faster |",
+        f"| the training loss against the convolution it equals (K 6, B 8, 200 px, T 10) | {losses['ratio']} x faster |",
     ]
     return "\n".join(rows)
 

@@ -54,7 +54,7 @@ def test_the_pipeline_and_the_programs_run(scenes: list[Path], tmp_path: Path) -
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     subprocess.run(["sh", "-e", "-c", pipeline], cwd=tmp_path, check=True, env=os.environ | {"PATH": path})
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    example = [sys.executable, ROOT / "examples" / "embedded.py", "model.onnx", "tiles/a.tif"]
+    example = [sys.executable, str(ROOT / "examples" / "embedded.py"), "model.onnx", "tiles/a.tif"]
     output = subprocess.run(example, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     assert "6 classes from red, green, blue, nir, on ONNX Runtime" in output
     assert (tmp_path / "map.tif").exists()

@@ -47,13 +47,13 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="autoreg", message="%(version)s")
 def cli() -> None:
-    r"""Unlabelled satellite and aerial imagery to fast, deployable segmentation.
+    """Unlabelled satellite and aerial imagery to fast, deployable segmentation.
 
     \b
     autoreg train scenes/*.tif      learns without labels      -> checkpoint.pt
     autoreg export                  strips, converts, proves   -> model.onnx
     autoreg segment tiles/*.tif     writes class maps          -> out/*.tif
-    """
+    """  # noqa: D301
 
 
 def _silence(_context: click.Context, _parameter: click.Parameter, quiet: bool) -> bool:
@@ -88,9 +88,10 @@ def train(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Learn to segment from unlabelled rasters, and write a checkpoint.
+    """Learn from unlabelled rasters.
 
-    SCENES are GeoTIFF, JPEG, PNG or other rasters with the same bands and type. Pixels without data (nodata, masks, NaN) are
+    Writes a checkpoint. SCENES are GeoTIFF, JPEG, PNG or other rasters with the same bands and type. Pixels without
+    data (nodata, masks, NaN) are
     ignored. Ctrl-C stops after the current step and writes the checkpoint; --resume goes on from there.
     """
     from autoreg.train import load_config, resume_training, train_network
@@ -124,7 +125,10 @@ def train(
 @_overwrite
 @_quiet
 def export(checkpoint: Path, output: Path, fp16: bool, overwrite: bool, quiet: bool) -> None:  # noqa: ARG001
-    """Turn CHECKPOINT (checkpoint.pt by default) into an ONNX model, and prove that it says what PyTorch says."""
+    """Turn a checkpoint into an ONNX model.
+
+    Proves that it says what PyTorch says before it appears. CHECKPOINT is checkpoint.pt if not given.
+    """
     from autoreg.export import export_onnx
 
     exported = export_onnx(checkpoint, output, precision="fp16" if fp16 else "fp32", overwrite=overwrite)
@@ -151,7 +155,9 @@ def segment(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write a class map (COG, uint8, same place, nodata 255) for each raster of TILES.
+    """Write class maps of rasters.
+
+    One for each of TILES: a Cloud-Optimized GeoTIFF of uint8 labels at the same place, nodata 255.
 
     The labels are exactly those of one pass over the whole raster, whatever the tile size. A raster that fails is reported
     and the others are done; the exit status then is 3.
@@ -185,9 +191,10 @@ def segment(
 @click.argument("truth", type=_PATH)
 @_as_json
 def evaluate(labels: Path, truth: Path, as_json: bool) -> None:
-    """Score class maps against true ones, clusters matched to classes one to one.
+    """Score class maps against true ones.
 
-    LABELS and TRUTH are two rasters, or two folders whose files are paired by name. 255 in either is ignored.
+    Clusters are matched to classes one to one. LABELS and TRUTH are two rasters, or two folders whose files are
+    paired by name. 255 in either is ignored.
     """
     from autoreg.evaluation import evaluate as evaluate_maps
     from autoreg.evaluation import pair_files
@@ -200,7 +207,10 @@ def evaluate(labels: Path, truth: Path, as_json: bool) -> None:
 @click.argument("file", type=_PATH)
 @_as_json
 def info(file: Path, as_json: bool) -> None:
-    """Print what a checkpoint or a model promises."""
+    """Print what a file promises.
+
+    FILE is a checkpoint or a model.
+    """
     promises = _describe(file)
     if as_json:
         click.echo(json.dumps(promises))
@@ -222,9 +232,10 @@ def info(file: Path, as_json: bool) -> None:
 @_quiet
 @click.pass_context
 def demo(context: click.Context, folder: Path, seed: int, overwrite: bool, quiet: bool) -> None:
-    """Make a landscape, learn it without labels, map a part that was not seen, and draw the result: the whole chain.
+    """Run the whole chain on a synthetic scene.
 
-    Five land covers that differ in texture more than in colour. Takes some minutes on two processor cores.
+    Makes landscapes, learns them without labels, maps one that was not seen, scores it and draws the result. Five
+    land covers that differ in texture more than in colour. Takes some minutes on two processor cores.
     """
     from autoreg.demo import SETTINGS, compare_with_colours, write_scene
 
@@ -367,7 +378,9 @@ def _training_bar(quiet: bool) -> Iterator[Callable[["Status"], None]]:
 
     def describe(status: "Status") -> str:
         used = f"{status.clusters_used}/{len(status.usage)} clusters"
-        return f"{status.mutual_information:.3f} nats, {used}{' COLLAPSED' if status.collapsed else ''}"
+        # At the very start one cluster may well hold everything: that is no collapse yet.
+        collapsed = status.collapsed and status.step > status.steps // 10
+        return f"{status.mutual_information:.3f} nats, {used}{' COLLAPSED' if collapsed else ''}"
 
     def on_terminal(status: "Status") -> None:
         if not started:
