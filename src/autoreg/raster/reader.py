@@ -134,12 +134,7 @@ class RasterReader:
         inside = window.clipped(self.height, self.width)
         place = ((inside.row, inside.row + inside.height), (inside.col, inside.col + inside.width))
         pixels = self._read(self._indexes, window=place)
-        valid = self._valid(pixels, place)
-        if inside != window:
-            overhang = ((0, window.height - inside.height), (0, window.width - inside.width))
-            pixels = np.pad(pixels, ((0, 0), *overhang), mode="edge")
-            valid = np.pad(valid, overhang, mode="edge")
-        return pixels, valid
+        return window.extend(pixels), window.extend(self._valid(pixels, place))
 
     def _valid(self, pixels: Pixels, place: tuple[tuple[int, int], tuple[int, int]]) -> Valid:
         valid = np.ones(pixels.shape[1:], np.bool_)

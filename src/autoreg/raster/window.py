@@ -1,6 +1,9 @@
 """A rectangle of pixels in a raster."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class Window(NamedTuple):
@@ -23,3 +26,13 @@ class Window(NamedTuple):
     def clipped(self, height: int, width: int) -> "Window":
         """The part of the window that lies inside a raster of ``height`` x ``width`` pixels."""
         return Window(self.row, self.col, min(self.height, height - self.row), min(self.width, width - self.col))
+
+    def extend(self, part: NDArray[Any]) -> NDArray[Any]:
+        """Grow ``part`` (..., rows, cols), read from the ``clipped`` window, to the window's size.
+
+        The last row and column are repeated: so a raster goes on past its right and bottom edges.
+        """
+        missing = (self.height - part.shape[-2], self.width - part.shape[-1])
+        return (
+            np.pad(part, [(0, 0)] * (part.ndim - 2) + [(0, size) for size in missing], mode="edge") if any(missing) else part
+        )

@@ -82,10 +82,8 @@ def segment_array(
     labels = np.empty((height, width), np.uint8)
 
     def read(window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        inside = window.clipped(height, width)
-        overhang = ((0, window.height - inside.height), (0, window.width - inside.width))
-        pixels = np.pad(image[:, *inside.slices], ((0, 0), *overhang), mode="edge")
-        return pixels, np.pad(data[inside.slices], overhang, mode="edge")
+        inside = window.clipped(height, width).slices
+        return window.extend(image[:, *inside]), window.extend(data[inside])
 
     plan = options or TilingOptions()
     for core, part in _segment_tiles(engine, plan.plan(engine.spec, height, width), read, plan.batch_size):
