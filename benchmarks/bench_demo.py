@@ -1,4 +1,7 @@
-"""The demo over several seeds: accuracy on an unseen landscape beside K-means on colour, and how long it takes."""
+"""The demo over several seeds: accuracy on an unseen landscape beside K-means on colour, and how long it takes.
+
+Given seeds as arguments it runs those and records nothing. It fails where the demo beats K-means by less than 10 points.
+"""
 
 import json
 import re
@@ -12,6 +15,7 @@ from typing import Any
 from record import record
 
 SEEDS = (0, 1, 2)
+LEAST_MARGIN_PERCENT = 10
 _SCORES = re.compile(r"accuracy on the unseen landscape: ([\d.]+) %, K-means on colour ([\d.]+) %")
 
 
@@ -32,4 +36,8 @@ def run(seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    record("demo", {"runs": [run(seed) for seed in SEEDS]})
+    runs = [run(int(seed)) for seed in sys.argv[1:] or SEEDS]
+    if not sys.argv[1:]:
+        record("demo", {"runs": runs})
+    margins = [result["accuracy_percent"] - result["kmeans_on_colour_percent"] for result in runs]
+    sys.exit(min(margins) < LEAST_MARGIN_PERCENT)
