@@ -102,9 +102,10 @@ def train(
             status = train_network(
                 scenes, output, config, overwrite=overwrite, progress=progress, should_stop=stopped.is_set
             )
+    shares = ", ".join(f"{100 * share:.0f} %" for share in sorted(status.usage, reverse=True))
     click.echo(
         f"{output}: step {status.step} of {status.steps}, mutual information {status.mutual_information:.3f} nats, "
-        f"{status.clusters_used} of {len(status.usage)} clusters used"
+        f"{status.clusters_used} of {len(status.usage)} clusters used ({shares})"
     )
     if status.step < status.steps:
         click.echo(
