@@ -144,7 +144,7 @@ def segment_raster(
 def _check_raster(path: str | Path, bands: tuple[str, ...], dtype: str, spec: ModelSpec) -> None:
     if len(bands) != len(spec.bands):
         raise RasterError(
-            f"{path} has {len(bands)} bands ({', '.join(bands)}), "
+            f"{path} has {len(bands)} {'band' if len(bands) == 1 else 'bands'} ({', '.join(bands)}), "
             f"but the model expects {len(spec.bands)} ({', '.join(spec.bands)})"
         )
     if dtype != spec.dtype:
