@@ -98,7 +98,7 @@ def train_network(
         network = Network(network_config(config.size, bands=len(scenes.bands), classes=config.classes))
     network.mean.copy_(torch.from_numpy(mean))
     network.std.copy_(torch.from_numpy(std))
-    return _Training(network.to(device), scenes, config).run(output, overwrite, progress, should_stop)
+    return _Training(network.to(device), scenes, config).run(output, progress, should_stop)
 
 
 def resume_training(
@@ -137,7 +137,7 @@ def resume_training(
     scenes = dataclasses.replace(scenes, bands=checkpoint.bands)
     training = _Training(checkpoint.build_network().to(_device(config.device)), scenes, config)
     training.restore(checkpoint, checkpoint_path)
-    return training.run(checkpoint_path, True, progress, should_stop)
+    return training.run(checkpoint_path, progress, should_stop)
 
 
 class _Training:
@@ -162,7 +162,6 @@ class _Training:
     def run(
         self,
         output: Path,
-        overwrite: bool,
         progress: Callable[[Status], None] | None,
         should_stop: Callable[[], bool],
     ) -> Status:
@@ -201,7 +200,7 @@ class _Training:
                 status.mutual_information,
                 100 * max(status.usage),
             )
-        self._save(output, overwrite)
+        self._save(output)
         return status
 
     def _update(self, images: Tensor, batch: Batch) -> float:
@@ -230,7 +229,7 @@ class _Training:
         counts = labels[torch.from_numpy(batch.valid).to(labels.device)].bincount(minlength=self.config.classes)
         return tuple((counts / counts.sum()).tolist())
 
-    def _save(self, output: Path, overwrite: bool) -> None:
+    def _save(self, output: Path) -> None:
         assert self.samples is not None
         checkpoint = Checkpoint(
             network=self.network.config,
@@ -241,7 +240,7 @@ class _Training:
             settings=dataclasses.asdict(self.config),
             loop={"step": self.step, "optimizer": self.optimizer.state_dict()},
         )
-        save_checkpoint(checkpoint, output, overwrite=overwrite)
+        save_checkpoint(checkpoint, output, overwrite=True)  # asked before the training began
 
 
 def _resumed_config(checkpoint: Checkpoint, options: dict[str, Any], path: Path) -> TrainConfig:
