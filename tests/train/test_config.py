@@ -21,6 +21,8 @@ def test_an_option_wins_over_the_file_and_the_file_over_the_default(tmp_path: Pa
         ("zebra = 3", "unknown setting 'zebra'; expected one of classes"),
         ('steps = "many"', "steps in .* is 'many', expected a value of type int"),
         ("seed = true", "seed in .* is True"),
+        ("flip = 1", "flip in .* is 1, expected a value of type bool"),
+        ("colour_jitter = 0.9", "colour_jitter is 0.9, expected 0 to 0.5"),
         ("steps = 0", "steps is 0, expected 1 to"),
         ("classes = 300", "classes is 300, expected 2 to 255"),
         ("batch_size = 6", "batch_size is 6, expected a multiple of 4"),

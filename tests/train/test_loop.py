@@ -79,6 +79,24 @@ def test_a_collapse_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "the training has collapsed" in caplog.text
 
 
+def test_transforms_train_and_resume_exactly(scenes: list[Path], tmp_path: Path) -> None:
+    config = dataclasses.replace(SHORT, colour_jitter=0.1, flip=True, rotate=True)
+    train_network(scenes, tmp_path / "whole.pt", config)
+    train_network(scenes, tmp_path / "parts.pt", config, should_stop=iter([False, True]).__next__)
+    resume_training(scenes, tmp_path / "parts.pt")
+    whole, parts, plain = (tmp_path / name for name in ("whole.pt", "parts.pt", "plain.pt"))
+    train_network(scenes, plain, SHORT)
+    weights = [load_checkpoint(path).weights["decoder.weight"] for path in (whole, parts, plain)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_colour_jitter_needs_colours(tmp_path: Path) -> None:
+    path = save_raster(tmp_path / "a.tif", noise(2, 64, 64))
+    with pytest.raises(ConfigError, match="bands named red, green and blue, but the rasters have band1, band2"):
+        train_network([path], tmp_path / "c.pt", dataclasses.replace(SHORT, colour_jitter=0.1))
+
+
 @pytest.mark.parametrize("bands", [1, 7])
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_any_number_of_bands_and_any_type(tmp_path: Path, bands: int, dtype: str) -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoreg.network.network import Network, NetworkConfig
+from autoreg.network.network import Network, NetworkConfig, upsample
 from autoreg.network.orderings import RASTER_ORDERINGS, Ordering
 from autoreg.train.losses import joint_distribution, mutual_information
 from autoreg.train.views import calibrate_decoder, draw_orderings, predict_crossed, predict_views
@@ -18,8 +18,9 @@ def test_predictions_that_depend_on_the_ordering_alone_score_nothing(seed: int) 
         return answers[ordering][None, :, None, None].expand(len(images), 5, 32, 32)
 
     first, second = draw_orderings(np.random.default_rng(seed))
-    information = mutual_information(joint_distribution(*predict_crossed(predict, torch.zeros(16, 1), first, second), 5))
-    assert abs(information.value.item()) <= 1e-6
+    images = torch.zeros(16, 1)
+    joint = joint_distribution(predict_crossed(predict, images, first, 0), predict_crossed(predict, images, second, 1), 5)
+    assert abs(mutual_information(joint).value.item()) <= 1e-6
 
 
 def test_the_shortcut_that_this_guards_against_pays_in_the_symmetrised_loss() -> None:
@@ -37,7 +38,8 @@ def test_crossing_gives_every_pair_the_same_number_of_images_in_their_order() ->
     def predict(images: Tensor, ordering: Ordering) -> Tensor:
         return torch.stack([images[:, 0], torch.full((len(images),), float(number[ordering]))], dim=1)
 
-    view_y, view_z = predict_crossed(predict, torch.arange(12.0)[:, None], first, second)
+    images = torch.arange(12.0)[:, None]
+    view_y, view_z = (predict_crossed(predict, images, orderings, axis) for axis, orderings in enumerate((first, second)))
     assert view_y[:, 0].tolist() == view_z[:, 0].tolist() == list(range(12))
     pairs = list(zip(view_y[:, 1].tolist(), view_z[:, 1].tolist(), strict=True))
     assert sorted(pairs.count(pair) for pair in set(pairs)) == [3, 3, 3, 3]
@@ -50,8 +52,6 @@ def test_views_are_the_network_under_their_orderings() -> None:
     first, second = draw_orderings(np.random.default_rng(0))
     view_y, view_z = predict_views(network, images, first, second)
     assert view_y.shape == view_z.shape == (4, 3, 16, 16)
-    from autoreg.network.network import upsample
-
     for index in range(4):
         for view, ordering in ((view_y, first[index // 2]), (view_z, second[index % 2])):
             alone = upsample(network(images[index : index + 1], ordering), 2).softmax(dim=1)[0]

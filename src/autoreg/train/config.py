@@ -26,6 +26,10 @@ class TrainConfig:
         displacement_px: T; predictions up to T pixels apart, in rows and in columns, should agree (Table 8: 10).
         entropy_weight: of the marginal entropies in the objective; 1 is the paper's eq. 12, IIC's public code has 1.5.
         learning_rate: of Adam.
+        colour_jitter: how much brightness, contrast, saturation and hue of the second view change, 0 (not) to 0.5; the paper
+            has 0.1. Needs bands named red, green and blue.
+        flip: mirror the second view half of the time.
+        rotate: turn the second view by a random number of quarter turns.
         seed: decides the initial weights, the crops and the orderings.
         device: ``auto``, ``cpu``, ``cuda`` or another torch device.
     """
@@ -38,6 +42,9 @@ class TrainConfig:
     displacement_px: int = 5
     entropy_weight: float = 1.5
     learning_rate: float = 3e-4
+    colour_jitter: float = 0.0
+    flip: bool = False
+    rotate: bool = False
     seed: int = 0
     device: str = "auto"
 
@@ -58,6 +65,8 @@ class TrainConfig:
         for name in ("batch_size", "crop_px"):
             if getattr(self, name) % 4:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected a multiple of 4")
+        if not 0 <= self.colour_jitter <= 0.5:
+            raise ConfigError(f"colour_jitter is {self.colour_jitter}, expected 0 to 0.5")
         for name, limit in (("learning_rate", 1), ("entropy_weight", 10)):
             if not 0 < getattr(self, name) < limit:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0 and less than {limit}")
@@ -94,7 +103,7 @@ def config_from(values: Mapping[str, Any], *, source: str) -> TrainConfig:
             hint = f"did you mean {close[0]}?" if close else f"expected {_alternatives(fields)}"
             raise ConfigError(f"{source} has an unknown setting {name!r}; {hint}")
         accepted = (int, float) if fields[name] is float else (fields[name],)
-        if isinstance(value, bool) or not isinstance(value, accepted):
+        if isinstance(value, bool) != (fields[name] is bool) or not isinstance(value, accepted):
             raise ConfigError(f"{name} in {source} is {value!r}, expected a value of type {fields[name].__name__}")
     return TrainConfig(**values)
 

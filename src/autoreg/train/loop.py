@@ -19,6 +19,7 @@ from autoreg.output import check_output
 from autoreg.train.config import TrainConfig, config_from
 from autoreg.train.data import Batch, Scenes, estimate_normalisation, open_scenes, read_batches
 from autoreg.train.losses import MutualInformation, joint_distribution, mutual_information
+from autoreg.train.transforms import draw_dihedral, find_rgb, jitter_colours
 from autoreg.train.views import calibrate_decoder, draw_orderings, predict_views
 
 STATUS_EVERY = 20
@@ -92,6 +93,8 @@ def train_network(
     check_output(output, overwrite=overwrite)
     device = _device(config.device)
     scenes = open_scenes(paths, crop_px=config.crop_px)
+    if config.colour_jitter:
+        find_rgb(scenes.bands)
     mean, std = estimate_normalisation(scenes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -214,11 +217,18 @@ class _Training:
         return information.value.item()
 
     def _mutual_information(self, images: Tensor, valid: Tensor, rng: np.random.Generator) -> MutualInformation:
-        probs_y, probs_z = predict_views(self.network, images, *draw_orderings(rng))
+        config, second_images = self.config, None
+        first, second = draw_orderings(rng)
+        transform = draw_dihedral(rng, flip=config.flip, rotate=config.rotate)
+        if config.colour_jitter:
+            second_images = jitter_colours(images, find_rgb(self.scenes.bands), config.colour_jitter, rng)
+        probs_y, probs_z = predict_views(
+            self.network, images, first, second, second_images=second_images, transform=transform
+        )
         if not valid.all():
             mask = valid[:, None].to(images)
             probs_y, probs_z = probs_y * mask, probs_z * mask
-        return mutual_information(joint_distribution(probs_y, probs_z, self.config.displacement_px))
+        return mutual_information(joint_distribution(probs_y, probs_z, config.displacement_px))
 
     @torch.no_grad()
     def _usage(self, images: Tensor, batch: Batch) -> tuple[float, ...]:

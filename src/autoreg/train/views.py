@@ -17,6 +17,7 @@ from torch import Tensor
 
 from autoreg.network.network import Network, upsample
 from autoreg.network.orderings import RASTER_ORDERINGS, Ordering
+from autoreg.train.transforms import IDENTITY, Dihedral
 
 CROSSED = 2
 """Orderings per view; a batch is a multiple of its square."""
@@ -29,40 +30,59 @@ def draw_orderings(rng: np.random.Generator) -> tuple[list[Ordering], list[Order
 
 
 def predict_crossed(
-    predict: Callable[[Tensor, Ordering], Tensor], batch: Tensor, first: list[Ordering], second: list[Ordering]
-) -> tuple[Tensor, Tensor]:
-    """Predict each image once under an ordering of ``first`` and once under one of ``second``, every pair equally often.
+    predict: Callable[[Tensor, Ordering], Tensor], batch: Tensor, orderings: list[Ordering], axis: int
+) -> Tensor:
+    """Predict each image under one of ``orderings``.
+
+    The images are dealt out to a ``CROSSED`` x ``CROSSED`` grid of groups. A group's place along ``axis`` chooses its
+    ordering, so with axis 0 for the one view and axis 1 for the other every pair of orderings occurs equally often.
 
     Args:
         predict: from some images (n, ...) and an ordering to one prediction per image (n, ...).
-        batch: (N, ...), N a multiple of ``len(first) * len(second)``.
-        first: orderings of the first view.
-        second: orderings of the second view.
+        batch: (N, ...), N a multiple of ``CROSSED ** 2``.
+        orderings: ``CROSSED`` of them.
+        axis: 0 or 1.
 
     Returns:
-        The two views' predictions, (N, ...) each, in the order of ``batch``.
+        (N, ...), in the order of ``batch``.
     """
-    grid = batch.reshape(len(first), len(second), -1, *batch.shape[1:])  # image group (i, j) sees first[i] and second[j]
-    view_y = torch.cat([predict(grid[i].flatten(0, 1), ordering) for i, ordering in enumerate(first)])
-    columns = [predict(grid[:, j].flatten(0, 1), ordering) for j, ordering in enumerate(second)]
-    view_z = torch.stack([column.reshape(len(first), -1, *column.shape[1:]) for column in columns], dim=1).flatten(0, 2)
-    return view_y, view_z
+    grid = batch.reshape(CROSSED, CROSSED, -1, *batch.shape[1:])
+    parts = [predict(group.flatten(0, 1), ordering) for group, ordering in zip(grid.unbind(axis), orderings, strict=True)]
+    return torch.stack([part.reshape(CROSSED, -1, *part.shape[1:]) for part in parts], dim=axis).flatten(0, 2)
 
 
-def predict_views(network: Network, images: Tensor, first: list[Ordering], second: list[Ordering]) -> tuple[Tensor, Tensor]:
-    """Probabilities of two views, (N, K, H, W) each. The part of the network without masks runs once for both.
+def predict_views(
+    network: Network,
+    images: Tensor,
+    first: list[Ordering],
+    second: list[Ordering],
+    *,
+    second_images: Tensor | None = None,
+    transform: Dihedral = IDENTITY,
+) -> tuple[Tensor, Tensor]:
+    """Probabilities of two views, (N, K, H, W) each, pixel on pixel.
+
+    Where both views look at the same pixels, the part of the network without masks runs once for both.
 
     Args:
         network: in training mode, normally.
-        images: raw pixels, float32 (N, bands, H, W).
+        images: raw pixels of the first view, float32 (N, bands, H, W).
         first: orderings of the first view.
-        second: orderings of the second view.
+        second: orderings of the second view, in the frame of ``images``.
+        second_images: raw pixels of the second view, before ``transform``; those of the first if None.
+        transform: turns the second view before the network sees it; its predictions are turned back.
     """
 
     def predict(encoded: Tensor, ordering: Ordering) -> Tensor:
         return upsample(network.decode(encoded, ordering), network.config.stride).softmax(dim=1)
 
-    return predict_crossed(predict, network.encode(images), first, second)
+    def predict_turned(encoded: Tensor, ordering: Ordering) -> Tensor:
+        return transform.invert(predict(encoded, transform.carry(ordering)))
+
+    encoded = network.encode(images)
+    same = second_images is None and transform == IDENTITY
+    turned = encoded if same else network.encode(transform.apply(images if second_images is None else second_images))
+    return predict_crossed(predict, encoded, first, 0), predict_crossed(predict_turned, turned, second, 1)
 
 
 @torch.no_grad()
