@@ -25,16 +25,25 @@ def canonical(ordering: Ordering, height: int, width: int, pixel: tuple[int, int
     return (row, col) if ordering.axis == "row" else (col, row)
 
 
-def joint_distribution(probs_y: Tensor, probs_z: Tensor, displacement_px: int) -> Tensor:
-    """Eq. 12, term by term: the sum over displacements, images and pixels of y_l z_{l+u}^T, zero outside."""
+def joint_at(probs_y: Tensor, probs_z: Tensor, down: int, right: int) -> Tensor:
+    """One term of eq. 12: the sum over images and pixels of y_l z_{l+u}^T, zero outside."""
     classes, height, width = probs_y.shape[1:]
     joint = torch.zeros(classes, classes, dtype=probs_y.dtype)
-    reach = range(-displacement_px, displacement_px + 1)
-    for down, right in itertools.product(reach, reach):
-        for row, col in itertools.product(range(height), range(width)):
-            if 0 <= row + down < height and 0 <= col + right < width:
-                joint = joint + probs_y[:, :, row, col].T @ probs_z[:, :, row + down, col + right]
+    for row, col in itertools.product(range(height), range(width)):
+        if 0 <= row + down < height and 0 <= col + right < width:
+            joint = joint + probs_y[:, :, row, col].T @ probs_z[:, :, row + down, col + right]
     return joint
+
+
+def joint_distribution(probs_y: Tensor, probs_z: Tensor, displacement_px: int) -> Tensor:
+    """Eq. 12, term by term: the sum over displacements."""
+    return torch.stack(joint_per_displacement(probs_y, probs_z, displacement_px)).sum(0)
+
+
+def joint_per_displacement(probs_y: Tensor, probs_z: Tensor, displacement_px: int) -> list[Tensor]:
+    """The terms, row by row."""
+    reach = range(-displacement_px, displacement_px + 1)
+    return [joint_at(probs_y, probs_z, down, right) for down, right in itertools.product(reach, reach)]
 
 
 def mutual_information(joint: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ def test_an_option_wins_over_the_file_and_the_file_over_the_default(tmp_path: Pa
         ("zebra = 3", "unknown setting 'zebra'; expected one of classes"),
         ('steps = "many"', "steps in .* is 'many', expected a value of type int"),
         ("seed = true", "seed in .* is True"),
+        ('displacements = "some"', "displacements is 'some', expected one of collapsed, separate"),
+        ("displacement_px = 64\ncrop_px = 64", "displacement_px is 64, expected less than crop_px, 64"),
         ("flip = 1", "flip in .* is 1, expected a value of type bool"),
         ("colour_jitter = 0.9", "colour_jitter is 0.9, expected 0 to 0.5"),
         ("steps = 0", "steps is 0, expected 1 to"),

@@ -79,8 +79,8 @@ def test_a_collapse_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "the training has collapsed" in caplog.text
 
 
-def test_transforms_train_and_resume_exactly(scenes: list[Path], tmp_path: Path) -> None:
-    config = dataclasses.replace(SHORT, colour_jitter=0.1, flip=True, rotate=True)
+def test_options_train_and_resume_exactly(scenes: list[Path], tmp_path: Path) -> None:
+    config = dataclasses.replace(SHORT, colour_jitter=0.1, flip=True, rotate=True, displacements="separate")
     train_network(scenes, tmp_path / "whole.pt", config)
     train_network(scenes, tmp_path / "parts.pt", config, should_stop=iter([False, True]).__next__)
     resume_training(scenes, tmp_path / "parts.pt")

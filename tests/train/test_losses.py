@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import naive
-from autoreg.train.losses import joint_distribution, mutual_information
+from autoreg.train.losses import joint_distribution, joint_per_displacement, mutual_information
 
 CASES = [(1, 3, 5, 7, 0), (2, 4, 6, 5, 1), (2, 3, 4, 6, 2), (3, 2, 3, 4, 5)]  # the last T exceeds the image
 
@@ -32,6 +32,34 @@ def test_the_box_form_equals_the_definition_in_value_and_gradient(case: tuple[in
     for quick, plain in zip(fast_views, slow_views, strict=True):
         assert quick.grad is not None
         torch.testing.assert_close(quick.grad, plain.grad, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[-1] < min(case[2:4])])
+def test_the_fft_form_equals_the_definition_in_value_and_gradient(case: tuple[int, int, int, int, int]) -> None:
+    *shape, displacement_px = case
+    fast_views, slow_views = views(*shape), views(*shape)
+    for probs in (*fast_views, *slow_views):
+        probs.retain_grad()
+    joints = joint_per_displacement(*fast_views, displacement_px)
+    terms = naive.joint_per_displacement(*slow_views, displacement_px)
+    torch.testing.assert_close(joints, torch.stack(terms), rtol=0, atol=1e-12)
+    torch.testing.assert_close(joints.sum(0), joint_distribution(*fast_views, displacement_px), rtol=0, atol=1e-11)
+    fast = mutual_information(joints).value
+    slow = torch.stack([naive.mutual_information(term) for term in terms]).mean()
+    assert abs(fast.item() - slow.item()) <= 1e-13
+    fast.backward()  # type: ignore[no-untyped-call]
+    slow.backward()  # type: ignore[no-untyped-call]
+    for quick, plain in zip(fast_views, slow_views, strict=True):
+        assert quick.grad is not None
+        torch.testing.assert_close(quick.grad, plain.grad, rtol=1e-8, atol=1e-14)
+
+
+def test_a_displacement_beyond_the_image_meets_nothing_and_stays_finite() -> None:
+    first, second = views(1, 3, 4, 4)
+    joints = joint_per_displacement(first, second, 6)
+    assert joints.shape == (169, 3, 3)
+    assert joints[0].abs().max() < 1e-12
+    assert mutual_information(joints).value.isfinite()
 
 
 def test_a_masked_pixel_counts_for_nothing() -> None:

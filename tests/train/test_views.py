@@ -5,7 +5,7 @@ from torch import Tensor
 
 from autoreg.network.network import Network, NetworkConfig, upsample
 from autoreg.network.orderings import RASTER_ORDERINGS, Ordering
-from autoreg.train.losses import joint_distribution, mutual_information
+from autoreg.train.losses import joint_distribution, joint_per_displacement, mutual_information
 from autoreg.train.views import calibrate_decoder, draw_orderings, predict_crossed, predict_views
 
 
@@ -19,8 +19,9 @@ def test_predictions_that_depend_on_the_ordering_alone_score_nothing(seed: int) 
 
     first, second = draw_orderings(np.random.default_rng(seed))
     images = torch.zeros(16, 1)
-    joint = joint_distribution(predict_crossed(predict, images, first, 0), predict_crossed(predict, images, second, 1), 5)
-    assert abs(mutual_information(joint).value.item()) <= 1e-6
+    views = predict_crossed(predict, images, first, 0), predict_crossed(predict, images, second, 1)
+    for joint in (joint_distribution, joint_per_displacement):
+        assert abs(mutual_information(joint(*views, 5)).value.item()) <= 1e-6
 
 
 def test_the_shortcut_that_this_guards_against_pays_in_the_symmetrised_loss() -> None:

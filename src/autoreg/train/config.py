@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from autoreg.errors import ConfigError
 from autoreg.network.network import PRESETS
 from autoreg.spec import NODATA_LABEL
+
+DISPLACEMENTS = ("collapsed", "separate")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,10 @@ class TrainConfig:
         steps: updates of the weights in all.
         batch_size: crops per step; a multiple of 4, because each step crosses 2 orderings with 2 others.
         crop_px: side of a crop; a multiple of 4.
-        displacement_px: T; predictions up to T pixels apart, in rows and in columns, should agree (Table 8: 10).
+        displacement_px: T, less than ``crop_px``; predictions up to T pixels apart, in rows and in columns, should agree
+            (Table 8: 10).
+        displacements: ``collapsed`` sums the joint distributions of all displacements into one (eq. 12); ``separate``
+            takes the mean of their mutual informations, as IIC's public code does.
         entropy_weight: of the marginal entropies in the objective; 1 is the paper's eq. 12, IIC's public code has 1.5.
         learning_rate: of Adam.
         colour_jitter: how much brightness, contrast, saturation and hue of the second view change, 0 (not) to 0.5; the paper
@@ -40,6 +45,7 @@ class TrainConfig:
     batch_size: int = 16
     crop_px: int = 128
     displacement_px: int = 5
+    displacements: str = "collapsed"
     entropy_weight: float = 1.5
     learning_rate: float = 3e-4
     colour_jitter: float = 0.0
@@ -51,6 +57,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.size not in PRESETS:
             raise ConfigError(f"size is {self.size!r}, expected {_alternatives(PRESETS)}")
+        if self.displacements not in DISPLACEMENTS:
+            raise ConfigError(f"displacements is {self.displacements!r}, expected {_alternatives(DISPLACEMENTS)}")
         for name, low, high in (
             ("classes", 2, NODATA_LABEL),
             ("steps", 1, 10**9),
@@ -62,6 +70,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name} is {value}, expected {low} to {high}")
+        if self.displacement_px >= self.crop_px:
+            raise ConfigError(f"displacement_px is {self.displacement_px}, expected less than crop_px, {self.crop_px}")
         for name in ("batch_size", "crop_px"):
             if getattr(self, name) % 4:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected a multiple of 4")
@@ -108,5 +118,5 @@ def config_from(values: Mapping[str, Any], *, source: str) -> TrainConfig:
     return TrainConfig(**values)
 
 
-def _alternatives(names: Mapping[str, Any]) -> str:
+def _alternatives(names: Iterable[str]) -> str:
     return "one of " + ", ".join(names)

@@ -18,7 +18,7 @@ from autoreg.network.network import Network, network_config, upsample
 from autoreg.output import check_output
 from autoreg.train.config import TrainConfig, config_from
 from autoreg.train.data import Batch, Scenes, estimate_normalisation, open_scenes, read_batches
-from autoreg.train.losses import MutualInformation, joint_distribution, mutual_information
+from autoreg.train.losses import MutualInformation, joint_distribution, joint_per_displacement, mutual_information
 from autoreg.train.transforms import draw_dihedral, find_rgb, jitter_colours
 from autoreg.train.views import calibrate_decoder, draw_orderings, predict_views
 
@@ -228,7 +228,8 @@ class _Training:
         if not valid.all():
             mask = valid[:, None].to(images)
             probs_y, probs_z = probs_y * mask, probs_z * mask
-        return mutual_information(joint_distribution(probs_y, probs_z, config.displacement_px))
+        joint = joint_per_displacement if config.displacements == "separate" else joint_distribution
+        return mutual_information(joint(probs_y, probs_z, config.displacement_px))
 
     @torch.no_grad()
     def _usage(self, images: Tensor, batch: Batch) -> tuple[float, ...]:

@@ -57,14 +57,38 @@ def joint_distribution(probs_y: Tensor, probs_z: Tensor, displacement_px: int) -
     return torch.einsum("nkhw,nlhw->nkl", probs_y, spread).double().sum(0)
 
 
+def joint_per_displacement(probs_y: Tensor, probs_z: Tensor, displacement_px: int) -> Tensor:
+    """How often cluster a at a pixel meets cluster b at each displacement from it: float64 ((2T + 1)^2, K, K).
+
+    The terms whose sum is ``joint_distribution``, one for each u in [-T, T]^2, row by row. A cross-correlation, computed by
+    FFT with the sum over the images taken in the frequency domain: K^2 inverse transforms, however many images there are.
+
+    Args:
+        probs_y: probabilities of the first view, (N, K, H, W).
+        probs_z: probabilities of the second view, same shape. A pixel to leave out is all zeros in both.
+        displacement_px: T.
+    """
+    # The zeros that a lag of up to T runs into. In float64: what is kept are small differences of large sums.
+    size = [extent + displacement_px for extent in probs_y.shape[-2:]]
+    spectrum_y, spectrum_z = (torch.fft.rfft2(probs.double(), s=size) for probs in (probs_y, probs_z))
+    lags: Tensor = torch.fft.irfft2(torch.einsum("nkhw,nlhw->klhw", spectrum_y.conj(), spectrum_z), s=size)
+    displacements = torch.arange(-displacement_px, displacement_px + 1, device=probs_y.device)
+    rows, cols = (displacements % extent for extent in size)
+    return lags[:, :, rows[:, None], cols].flatten(2).movedim(2, 0).clamp_min(0)
+
+
 def mutual_information(joint: Tensor) -> MutualInformation:
-    """Mutual information of a joint distribution: non-negative weights (K, K) of any positive sum, computed in float64."""
+    """Mutual information of a joint distribution: non-negative weights (K, K) of any positive sum, computed in float64.
+
+    Of several, (U, K, K), it is the mean, and so are the entropies.
+    """
     joint = joint.double()
-    joint = joint / joint.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    entropy_y, entropy_z, entropy_joint = (_entropy(p) for p in (joint.sum(1), joint.sum(0), joint))
-    return MutualInformation(entropy_y + entropy_z - entropy_joint, entropy_y, entropy_z)
+    joint = joint / joint.sum(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    entropy_y, entropy_z = _entropy(joint.sum(-1)), _entropy(joint.sum(-2))
+    return MutualInformation(entropy_y + entropy_z - _entropy(joint.flatten(-2)), entropy_y, entropy_z)
 
 
 def _entropy(distribution: Tensor) -> Tensor:
+    """Entropy over the last axis, its mean over the others."""
     positive = distribution.clamp_min(torch.finfo(torch.float64).tiny)  # 0 log 0 = 0, with gradient zero
-    return -(positive * positive.log()).sum()
+    return -(positive * positive.log()).sum(-1).mean()
