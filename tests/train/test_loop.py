@@ -98,7 +98,7 @@ def test_colour_jitter_needs_colours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bands", [1, 7])
-@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
 def test_any_number_of_bands_and_any_type(tmp_path: Path, bands: int, dtype: str) -> None:
     image = noise(bands, 64, 64).astype(dtype) * 100
     if dtype == "float32":
