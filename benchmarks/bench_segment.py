@@ -13,7 +13,8 @@ from autoreg import TilingOptions, load_engine, segment_raster
 from autoreg.demo import write_scene
 from autoreg.export import export_onnx
 from autoreg.raster.reader import RasterReader
-from autoreg.raster.tiling import extended_size
+from autoreg.raster.tiling import round_up
+from autoreg.raster.window import Window
 from autoreg.train import TrainConfig, train_network
 from record import record
 
@@ -51,8 +52,8 @@ def main() -> None:
             image = dataset.read()
         stride, mean = engine.spec.stride, np.asarray(engine.spec.mean, np.float32)
         full = np.where((image == 0).all(axis=0), mean[:, None, None], image.astype(np.float32))
-        margin = [(0, extended_size(size, stride) - size) for size in full.shape[1:]]
-        reference = engine.label(np.pad(full, [(0, 0), *margin], mode="edge")[None])[0, : SIDE - 1, : SIDE - 3]
+        extended = Window(0, 0, *(round_up(size, stride) for size in full.shape[1:])).extend(full)
+        reference = engine.label(extended[None])[0, : SIDE - 1, : SIDE - 3]
         differing = {}
         for tile_px in TILES_PX:
             segment_raster(engine, scene, folder / "map.tif", options=TilingOptions(tile_px, 2), overwrite=True)

@@ -120,8 +120,7 @@ def train(
 @click.option("-o", "--output", type=_PATH, default="model.onnx", show_default=True, help="Model to write.")
 @click.option("--fp16", is_flag=True, help="Compute in float16; inputs and outputs stay float32.")
 @_overwrite
-@_quiet
-def export(checkpoint: Path, output: Path, fp16: bool, overwrite: bool, quiet: bool) -> None:  # noqa: ARG001
+def export(checkpoint: Path, output: Path, fp16: bool, overwrite: bool) -> None:
     """Turn a checkpoint into an ONNX model.
 
     Proves that it says what PyTorch says before it appears. CHECKPOINT is checkpoint.pt if not given.
@@ -253,7 +252,7 @@ def demo(context: click.Context, folder: Path, seed: int, overwrite: bool, quiet
 
     def run(command: click.Command, words: str, **parameters: Any) -> None:
         click.secho(f"$ autoreg {words}", bold=True)
-        context.invoke(command, overwrite=True, quiet=quiet, **parameters)
+        context.invoke(command, overwrite=True, **parameters)
 
     run(
         train,
@@ -262,6 +261,7 @@ def demo(context: click.Context, folder: Path, seed: int, overwrite: bool, quiet
         output=checkpoint,
         config_path=config,
         resume=False,
+        quiet=quiet,
     )
     run(export, f"export {checkpoint} -o {model}", checkpoint=checkpoint, output=model, fp16=False)
     run(
@@ -273,6 +273,7 @@ def demo(context: click.Context, folder: Path, seed: int, overwrite: bool, quiet
         tile_px=None,
         batch_size=1,
         as_json=False,
+        quiet=quiet,
     )
     click.secho(f"$ autoreg evaluate {class_map} {truth}", bold=True)
     context.invoke(evaluate, labels=class_map, truth=truth, as_json=False)

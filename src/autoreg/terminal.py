@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,33 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
+class _Bar:
+    """A progress bar on stderr that appears with the first piece of news; its length is known only then."""
+
+    def __init__(self, label: str, *, show_pos: bool) -> None:
+        self._label, self._show_pos = label, show_pos
+        self._bar: Any = None
+
+    def show(self, done: int, total: int, text: str) -> None:
+        if self._bar is None:
+            self._bar = click.progressbar(
+                length=total,
+                label=self._label,
+                file=sys.stderr,
+                item_show_func=lambda shown: shown,
+                show_pos=self._show_pos,
+            ).__enter__()
+        self._bar.update(done - self._bar.pos, text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+
 @contextmanager
 def training_bar(quiet: bool) -> Iterator[Callable[["Status"], None]]:
     """Report a training on stderr: a bar on a terminal, else a line now and then."""
-    started: list[Any] = []
+    bar = _Bar("training", show_pos=True)
 
     def describe(status: "Status") -> str:
         used = f"{status.clusters_used}/{len(status.usage)} clusters"
@@ -43,53 +66,32 @@ def training_bar(quiet: bool) -> Iterator[Callable[["Status"], None]]:
         collapsed = status.collapsed and status.step > status.steps // 10
         return f"{status.mutual_information:.3f} nats, {used}{' COLLAPSED' if collapsed else ''}"
 
-    def on_terminal(status: "Status") -> None:
-        if not started:
-            bar = click.progressbar(
-                length=status.steps, label="training", file=sys.stderr, item_show_func=lambda text: text, show_pos=True
-            )
-            started.append(bar.__enter__())
-            started[0].update(status.step - 1)
-        started[0].update(1, describe(status))
-
-    def elsewhere(status: "Status") -> None:
-        if status.step == 1 or status.step % max(1, status.steps // 10) == 0:
+    def report(status: "Status") -> None:
+        if quiet:
+            return
+        if sys.stderr.isatty():
+            bar.show(status.step, status.steps, describe(status))
+        elif status.step == 1 or status.step % max(1, status.steps // 10) == 0:
             click.echo(f"step {status.step} of {status.steps}: {describe(status)}", err=True)
 
-    try:
-        yield (lambda _status: None) if quiet else on_terminal if sys.stderr.isatty() else elsewhere
-    finally:
-        if started:
-            started[0].__exit__(None, None, None)
+    with closing(bar):
+        yield report
 
 
 @contextmanager
-def pixel_bar(name: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+def pixel_bar(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """Report the segmentation of one raster on stderr, with its speed: a bar on a terminal, else one line at the end."""
-    if quiet:
-        yield None
-        return
+    bar = _Bar(Path(name).name, show_pos=False)
     start = time.perf_counter()
-    state = {"done": 0}
-    bars: list[Any] = []
-
-    def speed(done: int) -> str:
-        return f"{done / 1e6 / max(time.perf_counter() - start, 1e-9):.2f} MPx/s"
 
     def report(done: int, total: int) -> None:
+        if quiet:
+            return
+        speed = f"{done / 1e6 / max(time.perf_counter() - start, 1e-9):.2f} MPx/s"
         if sys.stderr.isatty():
-            if not bars:
-                bar = click.progressbar(
-                    length=total, label=Path(name).name, file=sys.stderr, item_show_func=lambda text: text
-                )
-                bars.append(bar.__enter__())
-            bars[0].update(done - state["done"], speed(done))
+            bar.show(done, total, speed)
         elif done == total:
-            click.echo(f"{name}: {total / 1e6:.2f} MPx at {speed(done)}", err=True)
-        state["done"] = done
+            click.echo(f"{name}: {total / 1e6:.2f} MPx at {speed}", err=True)
 
-    try:
+    with closing(bar):
         yield report
-    finally:
-        if bars:
-            bars[0].__exit__(None, None, None)

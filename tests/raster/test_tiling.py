@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoreg.errors import ConfigError
-from autoreg.raster.tiling import extended_size, plan_tiles
+from autoreg.raster.tiling import plan_tiles, round_up
 
 sizes = st.integers(1, 700)
 
@@ -15,7 +15,7 @@ def test_cores_partition_the_raster_and_tiles_are_exact(
 ) -> None:
     tile_px = 2 * (radius + stride) + stride + extra
     tiling = plan_tiles(height, width, tile_px=tile_px, receptive_field_px=2 * radius + 1, stride=stride)
-    limits = extended_size(height, stride), extended_size(width, stride)
+    limits = round_up(height, stride), round_up(width, stride)
     covered = np.zeros((height, width), np.uint8)
     tiles = list(tiling)
     assert len(tiles) == len(tiling)

@@ -12,7 +12,7 @@ from rio_cogeo.cogeo import cog_validate
 
 from autoreg import Engine, TilingOptions, load_engine, segment_array, segment_raster
 from autoreg.errors import OutputError, RasterError
-from autoreg.raster.tiling import extended_size
+from autoreg.raster.tiling import round_up
 from conftest import noise, save_raster
 
 
@@ -20,7 +20,7 @@ def whole(engine: Engine, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """One pass over the whole image, its last row and column repeated to a multiple of the stride."""
     height, width = image.shape[1:]
     stride = engine.spec.stride
-    margin = [(0, 0), (0, extended_size(height, stride) - height), (0, extended_size(width, stride) - width)]
+    margin = [(0, 0), (0, round_up(height, stride) - height), (0, round_up(width, stride) - width)]
     return engine.label(np.pad(image, margin, mode="edge")[None].astype(np.float32))[0, :height, :width]
 
 

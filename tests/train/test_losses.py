@@ -15,31 +15,36 @@ def views(batch: int, classes: int, height: int, width: int) -> tuple[Tensor, Te
     shape = (2, batch, classes, height, width)
     logits = torch.randn(shape, generator=generator, dtype=torch.float64)
     first, second = logits.requires_grad_().softmax(dim=2)
+    first.retain_grad()
+    second.retain_grad()
     return first, second
+
+
+def assert_same_gradient(
+    fast: tuple[Tensor, tuple[Tensor, Tensor]], slow: tuple[Tensor, tuple[Tensor, Tensor]], *, rtol: float, atol: float
+) -> None:
+    """Both values, each with the views that it was computed from, have the same gradient with respect to these."""
+    for value, _ in (fast, slow):
+        value.backward()  # type: ignore[no-untyped-call]
+    for quick, plain in zip(fast[1], slow[1], strict=True):
+        assert quick.grad is not None
+        torch.testing.assert_close(quick.grad, plain.grad, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_box_form_equals_the_definition_in_value_and_gradient(case: tuple[int, int, int, int, int]) -> None:
     *shape, displacement_px = case
     fast_views, slow_views = views(*shape), views(*shape)
-    for probs in (*fast_views, *slow_views):
-        probs.retain_grad()
     fast = mutual_information(joint_distribution(*fast_views, displacement_px)).value
     slow = naive.mutual_information(naive.joint_distribution(*slow_views, displacement_px))
     assert abs(fast.item() - slow.item()) <= 1e-14
-    fast.backward()  # type: ignore[no-untyped-call]
-    slow.backward()  # type: ignore[no-untyped-call]
-    for quick, plain in zip(fast_views, slow_views, strict=True):
-        assert quick.grad is not None
-        torch.testing.assert_close(quick.grad, plain.grad, rtol=1e-9, atol=1e-15)
+    assert_same_gradient((fast, fast_views), (slow, slow_views), rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[-1] < min(case[2:4])])
 def test_the_fft_form_equals_the_definition_in_value_and_gradient(case: tuple[int, int, int, int, int]) -> None:
     *shape, displacement_px = case
     fast_views, slow_views = views(*shape), views(*shape)
-    for probs in (*fast_views, *slow_views):
-        probs.retain_grad()
     joints = joint_per_displacement(*fast_views, displacement_px)
     terms = naive.joint_per_displacement(*slow_views, displacement_px)
     torch.testing.assert_close(joints, torch.stack(terms), rtol=0, atol=1e-12)
@@ -47,11 +52,7 @@ def test_the_fft_form_equals_the_definition_in_value_and_gradient(case: tuple[in
     fast = mutual_information(joints).value
     slow = torch.stack([naive.mutual_information(term) for term in terms]).mean()
     assert abs(fast.item() - slow.item()) <= 1e-13
-    fast.backward()  # type: ignore[no-untyped-call]
-    slow.backward()  # type: ignore[no-untyped-call]
-    for quick, plain in zip(fast_views, slow_views, strict=True):
-        assert quick.grad is not None
-        torch.testing.assert_close(quick.grad, plain.grad, rtol=1e-8, atol=1e-14)
+    assert_same_gradient((fast, fast_views), (slow, slow_views), rtol=1e-8, atol=1e-14)
 
 
 def test_a_displacement_beyond_the_image_meets_nothing_and_stays_finite() -> None:

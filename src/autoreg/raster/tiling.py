@@ -7,8 +7,8 @@ the stride. Where the raster really ends, there is no halo: the tile ends with i
 where it falls in the whole pass. For that the last tile of a row or column is moved inwards, so all tiles of a raster have
 one shape, and an engine never sees another.
 
-The whole raster here is the *extended* one: repeated at the right and bottom to a multiple of the stride, see
-``extended_size``. The cores of the tiles are the cells of a plain grid, so each pixel is written exactly once.
+The whole raster here is the *extended* one: its last row and column are repeated up to the next multiple of the stride.
+The cores of the tiles are the cells of a plain grid, so each pixel is written exactly once.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,9 @@ from typing import NamedTuple
 
 from autoreg.errors import ConfigError
 from autoreg.raster.window import Window
+
+CORE_PX = 512
+"""Side of what a tile writes by default: one block of a map."""
 
 
 class Tile(NamedTuple):
@@ -34,11 +37,6 @@ class Tile(NamedTuple):
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple of ``multiple`` that is at least ``value``."""
     return -(-value // multiple) * multiple
-
-
-def extended_size(size_px: int, stride: int) -> int:
-    """Height or width of the raster as the network sees it: the next multiple of the stride."""
-    return round_up(size_px, stride)
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,8 @@ class Tiling:
         """Height and width of every tile: core plus two halos, or the extended raster where that is smaller."""
         tile_px = self.core_px + 2 * self.halo_px
         return (
-            min(tile_px, extended_size(self.height, self.stride)),
-            min(tile_px, extended_size(self.width, self.stride)),
+            min(tile_px, round_up(self.height, self.stride)),
+            min(tile_px, round_up(self.width, self.stride)),
         )
 
     def __len__(self) -> int:
@@ -92,17 +90,17 @@ class Tiling:
 
     def _origin(self, core_start: int, size: int, tile_size: int) -> int:
         """First pixel of a tile along one axis: a halo before its core, moved so that the tile stays in the raster."""
-        last = extended_size(size, self.stride) - tile_size
+        last = round_up(size, self.stride) - tile_size
         return min(max(core_start - self.halo_px, 0), last)
 
 
-def plan_tiles(height: int, width: int, *, tile_px: int, receptive_field_px: int, stride: int) -> Tiling:
+def plan_tiles(height: int, width: int, *, tile_px: int | None, receptive_field_px: int, stride: int) -> Tiling:
     """Plan exact tiles of at most ``tile_px`` pixels a side.
 
     Args:
         height: of the raster, in pixels.
         width: of the raster, in pixels.
-        tile_px: side of the tile that the engine sees, halo included.
+        tile_px: side of the tile that the engine sees, halo included; if None, one whose core is ``CORE_PX``.
         receptive_field_px: side of the square of pixels that one label depends on (odd).
         stride: pixels per cell of the network's feature map.
 
@@ -110,7 +108,7 @@ def plan_tiles(height: int, width: int, *, tile_px: int, receptive_field_px: int
         ConfigError: ``tile_px`` leaves no core between the halos.
     """
     halo_px = round_up(receptive_field_px // 2, stride)
-    core_px = (tile_px - 2 * halo_px) // stride * stride
+    core_px = round_up(CORE_PX, stride) if tile_px is None else (tile_px - 2 * halo_px) // stride * stride
     if core_px < stride:
         raise ConfigError(
             f"a tile of {tile_px} px leaves no core between two halos of {halo_px} px; "

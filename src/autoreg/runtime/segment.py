@@ -11,13 +11,10 @@ from numpy.typing import NDArray
 
 from autoreg.errors import RasterError
 from autoreg.raster.read_ahead import read_ahead
-from autoreg.raster.tiling import Tile, Tiling, plan_tiles, round_up
+from autoreg.raster.tiling import Tile, Tiling, plan_tiles
 from autoreg.raster.window import Window
 from autoreg.runtime.engine import Engine
 from autoreg.spec import NODATA_LABEL, ModelSpec
-
-CORE_PX = 512
-"""Side of what a tile writes by default: one block of the output."""
 
 _READ_AHEAD_BATCHES = 2
 
@@ -30,7 +27,7 @@ class TilingOptions:
     """How to cut a raster; none of it changes a label.
 
     Attributes:
-        tile_px: side of the tile that the engine sees, halo included; if None, one whose core is ``CORE_PX``.
+        tile_px: side of the tile that the engine sees, halo included; if None, one whose core is 512 px.
         batch_size: tiles per call of the engine.
     """
 
@@ -39,13 +36,8 @@ class TilingOptions:
 
     def plan(self, spec: ModelSpec, height: int, width: int) -> Tiling:
         """The tiles of a raster of ``height`` x ``width`` px for a model."""
-        default_px = round_up(CORE_PX, spec.stride) + 2 * round_up(spec.receptive_field_px // 2, spec.stride)
         return plan_tiles(
-            height,
-            width,
-            tile_px=self.tile_px or default_px,
-            receptive_field_px=spec.receptive_field_px,
-            stride=spec.stride,
+            height, width, tile_px=self.tile_px, receptive_field_px=spec.receptive_field_px, stride=spec.stride
         )
 
 
