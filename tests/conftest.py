@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from autoreg.demo import write_scene
 from autoreg.export import export_onnx
 from autoreg.network.checkpoint import Checkpoint, save_checkpoint
-from autoreg.network.network import Network, NetworkConfig
+from autoreg.network.config import NetworkConfig
+from autoreg.network.network import Network
+from autoreg.network.orderings import RASTER_ORDERINGS
 from autoreg.raster.reader import georeference_optional
 from autoreg.runtime.engine import Engine, load_engine
 from autoreg.train import TrainConfig, train_network
@@ -43,7 +45,7 @@ def save_random_checkpoint(path: Path, *, stride: int, classes: int = 4, bands: 
     network.std.fill_(50.0)
     samples = torch.from_numpy(noise(bands, 64, 64).astype(np.float32))[None].expand(2, -1, -1, -1).contiguous()
     for _ in range(20):  # let the batch norm's running statistics settle
-        calibrate_decoder(network, samples)
+        calibrate_decoder(network, samples, RASTER_ORDERINGS)
     names = tuple(f"band{index + 1}" for index in range(bands))
     weights = dict(network.state_dict())
     save_checkpoint(Checkpoint(network.config, weights, names, "uint8", samples, {}, {"step": 0}), path, overwrite=True)
@@ -70,7 +72,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def checkpoint(scenes: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short but real training."""
     path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
-    config = TrainConfig(classes=5, size="tiny", steps=10, batch_size=4, crop_px=32, displacement_px=2, device="cpu")
+    config = TrainConfig(
+        classes=5, size="tiny", steps=10, batch_size=4, crop_px=32, displacement_px=2, learning_rate=2e-3, device="cpu"
+    )
     train_network(scenes, path, config)
     return path
 

@@ -11,8 +11,14 @@ from autoreg.network.orderings import Ordering
 
 def scan(ordering: Ordering, height: int, width: int) -> list[tuple[int, int]]:
     """The pixels in the order in which the scan visits them."""
-    rows = range(height) if ordering.down else range(height - 1, -1, -1)
-    cols = range(width) if ordering.right else range(width - 1, -1, -1)
+    rows = list(range(height) if ordering.down else range(height - 1, -1, -1))
+    cols = list(range(width) if ordering.right else range(width - 1, -1, -1))
+    if ordering.kind == "zigzag":
+        lines: list[list[tuple[int, int]]] = [[] for _ in range(height + width - 1)]
+        for place, row in enumerate(rows):
+            for other, col in enumerate(cols):
+                lines[place + other].append((row, col))  # along a diagonal, the rows in their direction
+        return [pixel for line in lines for pixel in (line if ordering.axis == "row" else line[::-1])]
     if ordering.axis == "row":
         return [(row, col) for row in rows for col in cols]
     return [(row, col) for col in cols for row in rows]

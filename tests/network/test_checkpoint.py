@@ -56,7 +56,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         ("half.pt", "not a checkpoint"),
         ("bomb.pt", "not a checkpoint"),
         ("list.pt", "torch file, but not a checkpoint"),
-        ("future.pt", "version 99, and this autoreg reads 1"),
+        ("future.pt", "version 99, and this autoreg reads 2"),
         ("lacking.pt", "samples"),
         ("bands.pt", "1 bands for a network of 2"),
         ("stride.pt", "stride of 3"),

@@ -1,23 +1,43 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from autoreg.network.network import Network, NetworkConfig, upsample
-from autoreg.network.orderings import RASTER_ORDERINGS, Ordering
+from autoreg.network.config import NetworkConfig
+from autoreg.network.network import Network
+from autoreg.network.orderings import ORDERINGS, RASTER_ORDERINGS, Ordering, find_orderings
 from autoreg.train.losses import joint_distribution, joint_per_displacement, mutual_information
-from autoreg.train.views import calibrate_decoder, draw_orderings, predict_crossed, predict_views
+from autoreg.train.views import calibrate_decoder, draw_orderings, predict_crossed, view_features
+
+SAMPLINGS = ("random", "no_rep", "hard")
 
 
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def overlap(first: Ordering, second: Ordering) -> float:
+    """Share of the image that a pixel sees under both, on average."""
+    ranks = [ordering.rank(16, 16).flatten() for ordering in (first, second)]
+    return float(torch.stack([rank[None, :] <= rank[:, None] for rank in ranks]).all(dim=0).float().mean())
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("names", [("raster",), ("raster", "zigzag"), ("o1", "o7")], ids=str)
 @pytest.mark.parametrize("seed", range(20))
-def test_predictions_that_depend_on_the_ordering_alone_score_nothing(seed: int) -> None:
+def test_predictions_that_depend_on_the_ordering_alone_score_nothing(
+    seed: int, sampling: str, names: tuple[str, ...]
+) -> None:
     generator = torch.Generator().manual_seed(seed)
-    answers = {ordering: (9 * torch.randn(5, generator=generator)).softmax(dim=0) for ordering in RASTER_ORDERINGS}
+    answers = {ordering: (9 * torch.randn(5, generator=generator)).softmax(dim=0) for ordering in ORDERINGS}
 
-    def predict(images: Tensor, ordering: Ordering) -> Tensor:
+    def predict(images: Tensor, ordering: Ordering | None) -> Tensor:
+        assert ordering
         return answers[ordering][None, :, None, None].expand(len(images), 5, 32, 32)
 
-    first, second = draw_orderings(np.random.default_rng(seed))
+    first, second = draw_orderings(find_orderings(names), sampling, rng(seed))
     images = torch.zeros(16, 1)
     views = predict_crossed(predict, images, first, 0), predict_crossed(predict, images, second, 1)
     for joint in (joint_distribution, joint_per_displacement):
@@ -31,12 +51,57 @@ def test_the_shortcut_that_this_guards_against_pays_in_the_symmetrised_loss() ->
     assert mutual_information(joint).value.item() == pytest.approx(0)
 
 
-def test_crossing_gives_every_pair_the_same_number_of_images_in_their_order() -> None:
-    first, second = draw_orderings(np.random.default_rng(1))
-    assert len({*first, *second}) == 4
-    number = {ordering: index for index, ordering in enumerate(RASTER_ORDERINGS)}
+@pytest.mark.parametrize("crossed", [True, False])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_drawing_is_seeded_and_reaches_every_ordering(sampling: str, crossed: bool) -> None:
+    drawn = [draw_orderings(ORDERINGS, sampling, rng(seed), crossed=crossed) for seed in range(300)]
+    assert drawn == [draw_orderings(ORDERINGS, sampling, rng(seed), crossed=crossed) for seed in range(300)]
+    assert all(len(first) == len(second) == (2 if crossed else 1) for first, second in drawn)
+    for view in (0, 1):
+        assert {ordering for pair in drawn for ordering in pair[view]} == set(ORDERINGS)
 
-    def predict(images: Tensor, ordering: Ordering) -> Tensor:
+
+def test_random_sampling_may_repeat_and_no_rep_does_not() -> None:
+    pairs = [draw_orderings(RASTER_ORDERINGS, "random", rng(seed), crossed=False) for seed in range(200)]
+    assert any(first == second for first, second in pairs)
+    for crossed, size in itertools.product((True, False), (2, 3, 4, 8)):
+        for seed in range(50):
+            first, second = draw_orderings(RASTER_ORDERINGS[:size], "no_rep", rng(seed), crossed=crossed)
+            assert not set(first) & set(second)
+            assert len({*first, *second}) == min(size, 4 if crossed else 2)
+
+
+@pytest.mark.parametrize("orderings", [RASTER_ORDERINGS, ORDERINGS[8:]], ids=["raster", "zigzag"])
+def test_hard_pairs_are_exact_reverses_and_share_at_most_a_line(orderings: tuple[Ordering, ...]) -> None:
+    for seed in range(30):
+        (first,), (second,) = draw_orderings(orderings, "hard", rng(seed), crossed=False)
+        assert first
+        assert second == first.reverse
+        firsts, seconds = draw_orderings(orderings, "hard", rng(seed))
+        assert [ordering.reverse for ordering in firsts if ordering] == seconds
+        pairs = list(itertools.product(firsts, seconds))
+        assert len(set(pairs)) == 4
+        assert all(overlap(a, b) < 0.034 for a, b in pairs if a and b)
+
+
+def test_hard_pairs_stay_within_the_orderings_to_choose_from() -> None:
+    for seed in range(10):
+        first, second = draw_orderings(find_orderings(["o1", "o7"]), "hard", rng(seed))
+        assert len({*first}) == len({*second}) == 1
+
+
+@pytest.mark.parametrize("crossed", [True, False])
+def test_without_orderings_both_views_are_unmasked(crossed: bool) -> None:
+    first, second = draw_orderings((), "no_rep", rng(), crossed=crossed)
+    assert {*first, *second} == {None}
+
+
+def test_crossing_gives_every_pair_the_same_number_of_images_in_their_order() -> None:
+    first, second = draw_orderings(RASTER_ORDERINGS, "no_rep", rng(1))
+    assert len({*first, *second}) == 4
+    number: dict[Ordering | None, int] = {ordering: index for index, ordering in enumerate(RASTER_ORDERINGS)}
+
+    def predict(images: Tensor, ordering: Ordering | None) -> Tensor:
         return torch.stack([images[:, 0], torch.full((len(images),), float(number[ordering]))], dim=1)
 
     images = torch.arange(12.0)[:, None]
@@ -47,24 +112,28 @@ def test_crossing_gives_every_pair_the_same_number_of_images_in_their_order() ->
     assert set(pairs) == {(number[a], number[b]) for a in first for b in second}
 
 
-def test_views_are_the_network_under_their_orderings() -> None:
-    network = Network(NetworkConfig(2, 3, 4, (4,), 2)).eval()
+@pytest.mark.parametrize("attention", [False, True])
+def test_views_are_the_network_under_their_orderings(attention: bool) -> None:
+    network = Network(NetworkConfig(2, 3, 4, (4,), 2, attention=attention)).eval()
     images = torch.randn(4, 2, 16, 16)
-    first, second = draw_orderings(np.random.default_rng(0))
-    view_y, view_z = predict_views(network, images, first, second)
-    assert view_y.shape == view_z.shape == (4, 3, 16, 16)
+    first, second = draw_orderings(ORDERINGS, "no_rep", rng())
+    view_y, view_z = view_features(network, images, first, second)
+    assert view_y.shape == view_z.shape == (4, 4, 8, 8)
     for index in range(4):
         for view, ordering in ((view_y, first[index // 2]), (view_z, second[index % 2])):
-            alone = upsample(network(images[index : index + 1], ordering), 2).softmax(dim=1)[0]
+            alone = network.features(network.encode(images[index : index + 1]), ordering)[0]
             torch.testing.assert_close(view[index], alone, atol=1e-6, rtol=1e-5)
 
 
 def test_a_calibrated_decoder_starts_with_balanced_logits() -> None:
     torch.manual_seed(0)
-    network = Network(NetworkConfig(3, 6, 16, (16, 16, 16), 2)).train()
+    network = Network(NetworkConfig(3, 6, 16, (16, 16, 16), 2, aux_classes=12)).train()
     images = torch.rand(8, 3, 32, 32)
-    calibrate_decoder(network, images)
-    with torch.no_grad():
-        logits = torch.cat([network(images, ordering) for ordering in RASTER_ORDERINGS])
-    torch.testing.assert_close(logits.mean(dim=(0, 2, 3)), torch.zeros(6), atol=1e-3, rtol=0)
-    torch.testing.assert_close(logits.std(dim=(0, 2, 3)), torch.ones(6), atol=1e-3, rtol=0)
+    calibrate_decoder(network, images, RASTER_ORDERINGS)
+    assert network.auxiliary
+    for decoder in (network.decoder, network.auxiliary):
+        with torch.no_grad():
+            encoded = network.encode(images)
+            logits = torch.cat([decoder(network.features(encoded, ordering)) for ordering in RASTER_ORDERINGS])
+        torch.testing.assert_close(logits.mean(dim=(0, 2, 3)), torch.zeros(logits.shape[1]), atol=1e-3, rtol=0)
+        torch.testing.assert_close(logits.std(dim=(0, 2, 3)), torch.ones(logits.shape[1]), atol=1e-3, rtol=0)

@@ -1,15 +1,15 @@
 """Strip a trained network of everything that only training needs."""
 
 import copy
-from collections.abc import Iterable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from autoreg.network.blocks import NormalisedConv, ResidualBlock
 from autoreg.network.masked_conv import MaskedConv2d
-from autoreg.network.network import Network, ResidualBlock, upsample
+from autoreg.network.network import Network, upsample
 
 
 class DeployedNetwork(nn.Module):
@@ -36,31 +36,34 @@ class DeployedNetwork(nn.Module):
 def strip(network: Network) -> DeployedNetwork:
     """A copy of ``network`` that computes ``network(x, None)`` in evaluation mode with plain layers only.
 
-    Masked convolutions become plain ones with the same weights, batch norms are folded into the convolutions before them.
+    Masked convolutions become plain ones with the same weights, batch norms are folded into the convolutions before them,
+    dropout and the auxiliary decoder go.
     """
     stripped = copy.deepcopy(network).eval()
-    stripped.stem.conv = fuse_conv_bn_eval(stripped.stem.conv, cast(nn.BatchNorm2d, stripped.stem.norm))
-    stripped.stem.norm = nn.Identity()
-    for block in cast(Iterable[ResidualBlock], stripped.blocks):
-        block.look = _WithoutOrdering(_plain(cast(MaskedConv2d, block.look)))
+    stripped.auxiliary = None
+    for module in list(stripped.modules()):
+        if isinstance(module, NormalisedConv):
+            module.conv = fuse_conv_bn_eval(module.conv, cast(nn.BatchNorm2d, module.norm))
+            module.norm = nn.Identity()
+        if isinstance(module, ResidualBlock):
+            module.drop = nn.Identity()
+        for name, child in list(module.named_children()):
+            if isinstance(child, MaskedConv2d):
+                setattr(module, name, _WithoutOrdering(child))
     return DeployedNetwork(stripped).eval()
 
 
 class _WithoutOrdering(nn.Module):
     """A layer that is called like a masked convolution and knows no orderings."""
 
-    def __init__(self, layer: nn.Conv2d) -> None:
+    def __init__(self, masked: MaskedConv2d) -> None:
         super().__init__()
-        self.layer = layer
+        size, stride = masked.kernel_size[0], masked.stride[0]
+        self.layer = nn.Conv2d(masked.in_channels, masked.out_channels, size, stride, padding=size // 2).to(masked.weight)
+        self.layer.load_state_dict(masked.state_dict())
 
     def forward(self, x: Tensor, ordering: None) -> Tensor:
+        """(N, C, H, W) to (N, C', H / stride, W / stride)."""
         if ordering is not None:
             raise TypeError("a stripped network has no orderings")
         return cast(Tensor, self.layer(x))
-
-
-def _plain(masked: MaskedConv2d) -> nn.Conv2d:
-    size = masked.kernel_size[0]
-    plain = nn.Conv2d(masked.in_channels, masked.out_channels, size, padding=size // 2).to(masked.weight)
-    plain.load_state_dict(masked.state_dict())
-    return plain

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoreg.errors import CheckpointError, ConfigError
-from autoreg.network.network import Network, NetworkConfig
+from autoreg.network.config import NetworkConfig
+from autoreg.network.network import Network
 from autoreg.output import atomic_output
 from autoreg.spec import DTYPES
 
 FORMAT = "autoreg.checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Checkpoint:
         dtype: type of the rasters that it was trained on.
         samples: raw crops of the training rasters, float32 (N, bands, H, W), nodata filled; export proves parity on them.
         settings: of the training, by name; plain values.
-        loop: what ``--resume`` needs: ``step`` and the state of the ``optimizer``.
+        loop: what ``--resume`` needs: ``step`` and the states of the ``optimizer`` and of the ``objective``.
     """
 
     network: NetworkConfig
@@ -41,13 +42,20 @@ class Checkpoint:
     settings: dict[str, Any]
     loop: dict[str, Any]
 
-    def build_network(self) -> Network:
+    def build_network(self, extractor: nn.Module | None = None) -> Network:
         """The trained network, in evaluation mode.
+
+        Args:
+            extractor: the user's own backbone, where it was trained with one; the file does not say how to make it.
 
         Raises:
             CheckpointError: the weights do not fit the layers.
+            ConfigError: ``extractor`` is missing, or given and not wanted.
         """
-        network = Network(self.network)
+        name = self.settings.get("backbone")
+        if self.network.extractor == "custom" and extractor is None and name:
+            raise ConfigError(f"this checkpoint was trained on the backbone {name}; if you trust it, give --backbone {name}")
+        network = Network(self.network, extractor)
         try:
             network.load_state_dict(self.weights)
         except RuntimeError as error:

@@ -1,169 +1,162 @@
-"""The segmentation network F2 of the paper: stem h, autoregressive blocks g_ar, decoder d (Tables 1a, 4, 5 and 7)."""
+"""The segmentation network of the paper, F = h . g_ar . d (section 3.3, Tables 1a, 4, 5 and 7)."""
 
-from dataclasses import dataclass
+import math
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from autoreg.errors import ConfigError
-from autoreg.network.masked_conv import MaskedConv2d
+from autoreg.network.attention import MaskedAttention
+from autoreg.network.blocks import DenseSift, MaskedStem, Stem, masked_block, resnet18, unmasked_block
+from autoreg.network.config import NetworkConfig
 from autoreg.network.orderings import Ordering
-from autoreg.spec import NODATA_LABEL
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """What determines a network's layers.
-
-    Attributes:
-        bands: number of input bands.
-        classes: number of clusters K, 2 to 255.
-        stem_width: channels of the stem.
-        widths: output channels of each autoregressive block; never fewer than the block's input has.
-        stride: pixels per cell of the feature map, 2 or 4.
-        kernel_size: of the masked convolutions, odd.
-    """
-
-    bands: int
-    classes: int
-    stem_width: int
-    widths: tuple[int, ...]
-    stride: int
-    kernel_size: int = 3
-
-    def __post_init__(self) -> None:
-        if self.bands < 1:
-            raise ConfigError(f"a network of {self.bands} bands was asked for, expected at least 1")
-        if not 2 <= self.classes <= NODATA_LABEL:
-            raise ConfigError(f"{self.classes} clusters were asked for, expected 2 to {NODATA_LABEL}")
-        if self.stride not in (2, 4):
-            raise ConfigError(f"a stride of {self.stride} was asked for, expected 2 or 4")
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ConfigError(f"a kernel of {self.kernel_size} px was asked for, expected an odd size")
-        widths = (self.stem_width, *self.widths)
-        if not self.widths or min(widths) < 1 or list(widths) != sorted(widths):
-            raise ConfigError(f"the widths {widths} must be positive and never shrink from block to block")
-
-
-PRESETS: dict[str, tuple[int, tuple[int, ...], int]] = {
-    "tiny": (32, (32, 32, 32), 2),
-    "small": (64, (64, 64, 64, 64, 64), 4),
-    "base": (64, (128, 256, 256, 256, 256), 4),
-    "paper": (64, (128, 256, 512, 1024, 2048), 2),
-}
-"""Stem width, block widths and stride by size. ``paper`` reads Table 7 literally: every block doubles the channels
-(53 million parameters, 531 GMAC for 200 x 200 px; needs a large GPU). ``base`` caps the doubling at 256."""
-
-
-def network_config(size: str, *, bands: int, classes: int) -> NetworkConfig:
-    """The preset ``size`` (a key of ``PRESETS``) for rasters of ``bands`` bands and ``classes`` clusters."""
-    stem_width, widths, stride = PRESETS[size]
-    return NetworkConfig(bands, classes, stem_width, widths, stride)
-
-
-class Stem(nn.Module):
-    """h: convolution, batch norm, ReLU, max-pool (Table 4). Not masked: it looks 2 (stride 2) or 3 px (stride 4) around."""
-
-    def __init__(self, bands: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(bands, width, 3, stride=stride // 2, padding=1)
-        self.norm: nn.Module = nn.BatchNorm2d(width)
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, bands, H, W) to (N, width, H / stride, W / stride)."""
-        return cast(Tensor, self.pool(functional.relu(self.norm(self.conv(x)))))
-
-
-class ResidualBlock(nn.Module):
-    """Three residual sub-blocks, the first with the masked 3 x 3 convolution, the others 1 x 1 (Table 7).
-
-    No batch norm: statistics over positions would show a pixel its future.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        super().__init__()
-        self.grow = out_channels - in_channels
-        self.look: nn.Module = MaskedConv2d(in_channels, out_channels, kernel_size)
-        self.mix = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 1) for _ in range(5))
-
-    def forward(self, x: Tensor, ordering: Ordering | None) -> Tensor:
-        """(N, in_channels, h, w) to (N, out_channels, h, w)."""
-        skip = functional.pad(x, (0, 0, 0, 0, 0, self.grow)) if self.grow else x
-        x = functional.relu(self.mix[0](functional.relu(self.look(x, ordering)))) + skip
-        for first, second in ((self.mix[1], self.mix[2]), (self.mix[3], self.mix[4])):
-            x = functional.relu(second(functional.relu(first(x)))) + x
-        return x
 
 
 class Network(nn.Module):
     """F(x; o): raw pixels to K logits per feature cell, under an ordering or, for deployment, without one.
 
-    Raw pixel values go in: the first operation is the normalisation (buffers ``mean`` and ``std``, one value per band).
+    Raw pixel values go in: the first operation is the normalisation (buffers ``mean`` and ``std``, one value per band). Then
+    come the ``extractor`` (h, no masks), ``masked`` (g_ar: layers that take the ordering), an ``embedding`` where
+    representations are learned, and the ``decoder`` (d).
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkConfig, extractor: nn.Module | None = None) -> None:
+        """A network with random weights.
+
+        Args:
+            config: its layers.
+            extractor: the user's own h, for ``config.extractor`` "custom": any module from normalised pixels
+                (N, bands, H, W) to a feature map (N, stem_width, H / stride, W / stride); see ``measure_extractor``.
+
+        Raises:
+            ConfigError: ``extractor`` is missing, or given and not wanted.
+        """
         super().__init__()
+        if (extractor is None) == (config.extractor == "custom"):
+            raise ConfigError(
+                "this network was built on a backbone of its own: give the same one again"
+                if extractor is None
+                else f"a backbone was given, but the network has the extractor {config.extractor}"
+            )
         self.config = config
         self.register_buffer("mean", torch.zeros(config.bands))
         self.register_buffer("std", torch.ones(config.bands))
-        self.stem = Stem(config.bands, config.stem_width, config.stride)
-        widths = (config.stem_width, *config.widths)
-        self.blocks = nn.ModuleList(
-            ResidualBlock(width_in, width_out, config.kernel_size) for width_in, width_out in pairwise(widths)
-        )
-        self.decoder = nn.Conv2d(widths[-1], config.classes, 1)
+        self.extractor, self.masked = _encoder(config)
+        width = (config.stem_width, *config.widths)[-1]
+        self.embedding = nn.Conv2d(width, config.embedding, 1) if config.embedding else nn.Identity()
+        self.decoder = nn.Conv2d(config.feature_width, config.classes, 1)
+        self.auxiliary = nn.Conv2d(config.feature_width, config.aux_classes, 1) if config.aux_classes else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(cast(Tensor, module.bias))
+        if extractor is not None:
+            self.extractor.insert(0, extractor)  # it keeps its weights
 
     def encode(self, image: Tensor) -> Tensor:
-        """h: the part without masks, the same for every ordering. Raw (N, bands, H, W) to (N, stem_width, h, w)."""
+        """h: the part without masks, the same for every ordering. Raw (N, bands, H, W) to (N, C, h, w)."""
         normalised = (image - self.mean[:, None, None]) / self.std[:, None, None]
-        return cast(Tensor, self.stem(normalised))
+        return cast(Tensor, self.extractor(normalised))
 
     def features(self, encoded: Tensor, ordering: Ordering | None) -> Tensor:
-        """g_ar: what ``encode`` gave, to (N, widths[-1], h, w)."""
-        for block in self.blocks:
-            encoded = block(encoded, ordering)
-        return encoded
-
-    def decode(self, encoded: Tensor, ordering: Ordering | None) -> Tensor:
-        """g_ar and d: what ``encode`` gave, to logits (N, K, h, w)."""
-        return cast(Tensor, self.decoder(self.features(encoded, ordering)))
+        """g_ar: what ``encode`` gave, to (N, feature_width, h, w)."""
+        for layer in self.masked:
+            encoded = layer(encoded, ordering)
+        return cast(Tensor, self.embedding(encoded))
 
     def forward(self, image: Tensor, ordering: Ordering | None = None) -> Tensor:
         """Raw (N, bands, H, W), H and W multiples of the stride, to logits (N, K, H / stride, W / stride)."""
-        return self.decode(self.encode(image), ordering)
+        return cast(Tensor, self.decoder(self.features(self.encode(image), ordering)))
 
     @property
-    def receptive_field_px(self) -> int:
+    def receptive_field_px(self) -> int | None:
         """Side of the square of pixels that one label depends on when the network runs without ordering (odd).
 
         Walks the layers: a kernel of size k on a map with ``step`` px per cell reaches (k - 1) / 2 * step further. The
-        bilinear upsampling at the end reaches one cell further, from as far as half a cell into the current one.
+        bilinear upsampling at the end reaches one cell further, from as far as half a cell into the current one. None if
+        it is the whole image, as with attention, or not known, as with a user's backbone.
         """
+        if self.config.attention or self.config.extractor == "custom":
+            return None
         radius, step = 0, 1
         for layer in self.modules():
+            if isinstance(layer, DenseSift):
+                radius, step = layer.receptive_field_radius_px, layer.STRIDE
             if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
-                kernel, stride = (_first(layer.kernel_size), _first(layer.stride))
-                radius += kernel // 2 * step
+                kernel, stride, dilation = (_first(size) for size in (layer.kernel_size, layer.stride, layer.dilation))
+                radius += kernel // 2 * dilation * step
                 step *= stride
-        return 2 * (radius + step + step // 2 - 1) + 1
+        return 2 * (radius + step + step // 2 - 1) + 1 if step > 1 else 2 * radius + 1
 
 
 def upsample(logits: Tensor, stride: int) -> Tensor:
     """Logits (N, K, h, w) to the pixels of the image, (N, K, h * stride, w * stride), bilinearly (Table 5)."""
+    if stride == 1:
+        return logits
     size = (logits.shape[-2] * stride, logits.shape[-1] * stride)
     return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
+@torch.no_grad()
+def measure_extractor(extractor: nn.Module, bands: int) -> tuple[int, int]:
+    """Channels and stride of a user's backbone, found by running it on an empty image.
+
+    Args:
+        extractor: from (N, bands, H, W) to a feature map (N, C, H / stride, W / stride).
+        bands: of the image.
+
+    Raises:
+        ConfigError: it fails, or does not give a feature map.
+    """
+    side = 224  # what most backbones were made for; a multiple of their strides
+    training = extractor.training
+    try:
+        features: Any = extractor.eval()(torch.zeros(1, bands, side, side))
+    except Exception as error:  # whatever the user's module raises
+        raise ConfigError(f"the backbone failed on an image of {bands} bands and {side} x {side} px: {error}") from error
+    finally:
+        extractor.train(training)
+    if not isinstance(features, Tensor) or features.ndim != 4 or features.shape[2] != features.shape[3]:
+        raise ConfigError(f"the backbone gives {_describe(features)}, expected a feature map (N, channels, rows, cols)")
+    stride = side / features.shape[2]
+    if not stride.is_integer() or not 1 <= stride <= 64 or math.log2(stride) % 1:
+        raise ConfigError(f"the backbone makes {features.shape[2]} of {side} px, expected a stride of 1, 2, 4, ... 64")
+    return features.shape[1], int(stride)
+
+
+def _encoder(config: NetworkConfig) -> tuple[nn.Sequential, nn.ModuleList]:
+    """The layers of h, and those of g_ar, which take an ordering."""
+    extractor, masked = nn.Sequential(), nn.ModuleList()
+    if config.extractor == "identity":
+        masked.append(MaskedStem(config.bands, config.stem_width, config.stride, config.kernel_size, config.masking))
+    elif config.extractor == "sift":
+        extractor.append(DenseSift())
+    elif config.extractor in ("stem", "resnet18"):
+        extractor.append(Stem(config.bands, config.stem_width, config.stride))
+    if config.extractor == "resnet18":
+        extractor.append(resnet18(config.stem_width, config.widths))
+        return extractor, masked
+    for index, (before, after) in enumerate(pairwise((config.stem_width, *config.widths))):
+        if index < config.unmasked:
+            extractor.append(unmasked_block(before, after, dropout=config.dropout))
+            continue
+        masked.append(
+            masked_block(before, after, kernel_size=config.kernel_size, masking=config.masking, dropout=config.dropout)
+        )
+        if config.attention and index == config.unmasked:
+            masked.append(MaskedAttention(after))
+    return extractor, masked
+
+
 def _first(size: int | tuple[int, ...]) -> int:
     return size if isinstance(size, int) else size[0]
+
+
+def _describe(value: object) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

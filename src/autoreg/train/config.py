@@ -1,4 +1,4 @@
-"""Settings of a training: option of the command line, else train.toml, else the default here."""
+"""Settings of a training: option of the command line, else train.toml, else a preset, else the default here."""
 
 import dataclasses
 import difflib
@@ -6,12 +6,16 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from autoreg.errors import ConfigError
-from autoreg.network.network import PRESETS
+from autoreg.network.config import SIZES, VARIANTS, NetworkConfig, Size, network_config
+from autoreg.network.orderings import MASKINGS, Masking, find_orderings
 from autoreg.spec import NODATA_LABEL
+from autoreg.train.views import CROSSED
 
+OBJECTIVES = ("clustering", "representation", "features", "deepcluster", "doersch", "isola")
+SAMPLINGS = ("no_rep", "random", "hard")
 DISPLACEMENTS = ("collapsed", "separate")
 
 
@@ -21,15 +25,35 @@ class TrainConfig:
 
     Attributes:
         classes: number of clusters K.
-        size: preset of the network: ``tiny``, ``small``, ``base`` or ``paper``.
-        steps: updates of the weights in all.
-        batch_size: crops per step; a multiple of 4, because each step crosses 2 orderings with 2 others.
-        crop_px: side of a crop; a multiple of 4.
+        objective: ``clustering`` (AC, eq. 12) or ``representation`` (ARL, eq. 14); of the methods compared with:
+            ``deepcluster``, ``doersch`` and ``isola``, and ``features``, which trains nothing. All but the first find their
+            clusters by K-means on the whitened features.
+        network: ``F1`` to ``F5`` (Table 1a), or ``pixels`` or ``sift``, which have nothing to train.
+        size: ``tiny``, ``small``, ``base`` or ``paper``.
+        widths: ``double`` or ``constant``, from block to block; empty: as the size has it.
+        max_width: where doubling ends; 0: as the size has it.
+        stride: pixels per cell, 2 or 4; 0: as the size has it.
+        kernel_size: of the masked convolutions, odd.
+        masking: ``shifted``, ``relaxed`` or ``standard`` (Fig. 3).
+        attention: an attention block after the first masked block (eq. 2).
+        dropout: probability, 0 to less than 1 (Table 1f).
+        backbone: ``package.module:function``, a function from the number of bands to a module that stands in the place of
+            the stem; empty: none.
+        orderings: the set O: ``raster``, ``zigzag`` or names of single ones (see ``find_orderings``); empty: no orderings.
+        sampling: how a step chooses from them, ``random``, ``no_rep`` or ``hard`` (Table 1d).
+        crossed: two orderings for each view, crossed; if false, one each and a symmetrised loss, as in the paper, which
+            rewards a network that tells the orderings apart (see ``train/views.py``).
+        steps: updates of the weights in all; 0 for a network that stays as it is.
+        batch_size: crops per step; a multiple of 4 where orderings are crossed.
+        crop_px: side of a crop; a multiple of the stride.
         displacement_px: T, less than ``crop_px``; predictions up to T pixels apart, in rows and in columns, should agree
             (Table 8: 10).
         displacements: ``collapsed`` sums the joint distributions of all displacements into one (eq. 12); ``separate``
             takes the mean of their mutual informations, as IIC's public code does.
         entropy_weight: of the marginal entropies in the objective; 1 is the paper's eq. 12, IIC's public code has 1.5.
+        overclustering: an auxiliary decoder with this many times ``classes`` helps the training; 0: none.
+        embedding: channels of the features that ``representation`` learns; the paper does not say.
+        samples: cells per image that it compares, and that it compares them with.
         learning_rate: of Adam.
         colour_jitter: how much brightness, contrast, saturation and hue of the second view change, 0 (not) to 0.5; the paper
             has 0.1. Needs bands named red, green and blue.
@@ -40,13 +64,29 @@ class TrainConfig:
     """
 
     classes: int = 6
+    objective: str = "clustering"
+    network: str = "F2"
     size: str = "small"
+    widths: str = ""
+    max_width: int = 0
+    stride: int = 0
+    kernel_size: int = 3
+    masking: str = "shifted"
+    attention: bool = False
+    dropout: float = 0.0
+    backbone: str = ""
+    orderings: tuple[str, ...] = ("raster",)
+    sampling: str = "no_rep"
+    crossed: bool = True
     steps: int = 1000
     batch_size: int = 16
     crop_px: int = 128
     displacement_px: int = 5
     displacements: str = "collapsed"
     entropy_weight: float = 1.5
+    overclustering: int = 0
+    embedding: int = 64
+    samples: int = 256
     learning_rate: float = 3e-4
     colour_jitter: float = 0.0
     flip: bool = False
@@ -55,43 +95,107 @@ class TrainConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.size not in PRESETS:
-            raise ConfigError(f"size is {self.size!r}, expected {_alternatives(PRESETS)}")
-        if self.displacements not in DISPLACEMENTS:
-            raise ConfigError(f"displacements is {self.displacements!r}, expected {_alternatives(DISPLACEMENTS)}")
+        for name, choices in (
+            ("objective", OBJECTIVES),
+            ("network", VARIANTS),
+            ("size", SIZES),
+            ("widths", ("", "double", "constant")),
+            ("masking", MASKINGS),
+            ("sampling", SAMPLINGS),
+            ("displacements", DISPLACEMENTS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected {_alternatives(choices)}")
         for name, low, high in (
             ("classes", 2, NODATA_LABEL),
-            ("steps", 1, 10**9),
-            ("batch_size", 4, 2**16),
+            ("max_width", 0, 2**16),
+            ("stride", 0, 4),
+            ("kernel_size", 1, 31),
+            ("steps", 0, 10**9),
+            ("batch_size", 2, 2**16),
             ("crop_px", 16, 4096),
-            ("displacement_px", 0, 4096),
+            ("displacement_px", 0, self.crop_px - 1),
+            ("overclustering", 0, 4096 // self.classes),
+            ("embedding", 1, 4096),
+            ("samples", 1, 2**20),
+            ("colour_jitter", 0, 0.5),
             ("seed", 0, 2**63 - 1),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name} is {value}, expected {low} to {high}")
-        if self.displacement_px >= self.crop_px:
-            raise ConfigError(f"displacement_px is {self.displacement_px}, expected less than crop_px, {self.crop_px}")
-        for name in ("batch_size", "crop_px"):
-            if getattr(self, name) % 4:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected a multiple of 4")
-        if not 0 <= self.colour_jitter <= 0.5:
-            raise ConfigError(f"colour_jitter is {self.colour_jitter}, expected 0 to 0.5")
         for name, limit in (("learning_rate", 1), ("entropy_weight", 10)):
             if not 0 < getattr(self, name) < limit:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0 and less than {limit}")
+        self._check_together()
+        self.network_config(bands=1)
+
+    def _check_together(self) -> None:
+        """Refuse settings that are each right and do not fit together."""
+        if self.crossed and self.batch_size % CROSSED**2:
+            raise ConfigError(f"batch_size is {self.batch_size}, expected a multiple of 4, because orderings are crossed")
+        if self.crop_px % 4:
+            raise ConfigError(f"crop_px is {self.crop_px}, expected a multiple of 4")
+        orderings = find_orderings(self.orderings)
+        if self.sampling == "no_rep" and len(orderings) == 1:
+            raise ConfigError(f"sampling without repetition needs two orderings, but there is only {orderings[0]}")
+        lonely = [str(ordering) for ordering in orderings if ordering.reverse not in orderings]
+        if self.sampling == "hard" and lonely:
+            raise ConfigError(f"hard sampling needs the reverse of each ordering, but that of {lonely[0]} is missing")
+        learns = self.network not in ("pixels", "sift") and self.objective != "features"
+        if self.steps and not learns:
+            raise ConfigError(
+                f"steps is {self.steps}, but network {self.network} with {self.objective} trains nothing: use 0"
+            )
+        if self.objective == "deepcluster" and not self.overclustering:
+            raise ConfigError("deepcluster needs overclustering, how many times the classes it tells apart; IIC has 10")
+
+    def network_config(self, bands: int, backbone: tuple[int, int] | None = None) -> NetworkConfig:
+        """The layers of the network.
+
+        Args:
+            bands: of the rasters.
+            backbone: channels and stride of the user's module, if there is one.
+
+        Raises:
+            ConfigError: the settings do not go together.
+        """
+        size = SIZES[self.size]
+        stride = self.stride or size.stride
+        width = size.stem_width
+        if backbone:
+            width, stride = backbone
+        size = Size(width, size.blocks, cast(Any, self.widths) or size.growth, self.max_width or size.max_width, stride)
+        return network_config(
+            self.network,
+            size,
+            bands=bands,
+            classes=self.classes,
+            custom=backbone is not None,
+            kernel_size=self.kernel_size,
+            masking=cast(Masking, self.masking),
+            attention=self.attention,
+            dropout=self.dropout,
+            embedding=self.embedding if self.objective == "representation" else 0,
+            aux_classes=self.overclustering * self.classes,
+        )
 
 
-def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
-    """Settings from a TOML file (``path`` may be None) and from ``options``, which win; None among them means not given.
+def load_config(path: Path | None, options: Mapping[str, Any], preset: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Settings from ``options``, else from a TOML file, else from a preset, else the defaults.
+
+    Args:
+        path: of the file, or None.
+        options: by name; None means not given.
+        preset: by name.
 
     Raises:
         ConfigError: the file is missing or not TOML, or a key is unknown, or a value has the wrong type or range.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(preset or {})
     if path is not None:
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values |= tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -107,16 +211,26 @@ def config_from(values: Mapping[str, Any], *, source: str) -> TrainConfig:
         ConfigError: a key is unknown, or a value has the wrong type or range.
     """
     fields = {field.name: type(field.default) for field in dataclasses.fields(TrainConfig)}
-    for name, value in values.items():
+    for name in values:
         if name not in fields:
             close = difflib.get_close_matches(name, fields, n=1)
             hint = f"did you mean {close[0]}?" if close else f"expected {_alternatives(fields)}"
             raise ConfigError(f"{source} has an unknown setting {name!r}; {hint}")
-        accepted = (int, float) if fields[name] is float else (fields[name],)
-        if isinstance(value, bool) != (fields[name] is bool) or not isinstance(value, accepted):
-            raise ConfigError(f"{name} in {source} is {value!r}, expected a value of type {fields[name].__name__}")
-    return TrainConfig(**values)
+    return TrainConfig(**{name: _parse(name, value, fields[name], source) for name, value in values.items()})
+
+
+def _parse(name: str, value: Any, kind: type, source: str) -> Any:
+    """Check the type of one value; a single name stands for a list of one."""
+    if kind is tuple:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(item, str) for item in names):
+            raise ConfigError(f"{name} in {source} is {value!r}, expected a name or a list of names")
+        return tuple(names)
+    accepted = (int, float) if kind is float else (kind,)
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, accepted):
+        raise ConfigError(f"{name} in {source} is {value!r}, expected a value of type {kind.__name__}")
+    return value
 
 
 def _alternatives(names: Iterable[str]) -> str:
-    return "one of " + ", ".join(names)
+    return "one of " + ", ".join(name or '""' for name in names)

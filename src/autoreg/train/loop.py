@@ -3,30 +3,39 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoreg.errors import CheckpointError, ConfigError
+from autoreg.network.backbone import load_backbone
 from autoreg.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from autoreg.network.network import Network, network_config, upsample
+from autoreg.network.network import Network, measure_extractor, upsample
+from autoreg.network.orderings import find_orderings
 from autoreg.output import check_output
 from autoreg.train.config import TrainConfig, config_from
 from autoreg.train.data import Batch, Scenes, estimate_normalisation, open_scenes, read_batches
-from autoreg.train.losses import MutualInformation, joint_distribution, joint_per_displacement, mutual_information
-from autoreg.train.transforms import draw_dihedral, find_rgb, jitter_colours
-from autoreg.train.views import calibrate_decoder, draw_orderings, predict_views
+from autoreg.train.kmeans import fit_decoder
+from autoreg.train.objectives import Objective, make_objective
+from autoreg.train.objectives.objective import Step
+from autoreg.train.objectives.representation import valid_cells
+from autoreg.train.views import calibrate_decoder
 
 STATUS_EVERY = 20
 """Steps between two looks at the unmasked network."""
 
 COLLAPSE_NATS = 1e-3
 COLLAPSE_SHARE = 0.99
+
+_FIT_BATCHES = 8
+_FIT_VALUES = 2**25
+"""Of the features that K-means sees: 32 million numbers, 128 MB."""
 
 _CHANGEABLE = {"steps", "device"}  # settings that a resumed training may set anew
 _log = logging.getLogger("autoreg")
@@ -39,8 +48,10 @@ class Status:
     Attributes:
         step: updates done.
         steps: updates in all.
-        mutual_information: of the last step's two views, in nats; at most log K.
+        mutual_information: of the last step's two views, in nats; at most log K. Of another objective, the lower bound of a
+            mutual information that it maximises; 0 if no step was done.
         usage: share of the pixels that the *unmasked* network gives to each cluster, on the last batch looked at; sums to 1.
+            Empty while there are no clusters yet.
     """
 
     step: int
@@ -56,7 +67,12 @@ class Status:
     @property
     def collapsed(self) -> bool:
         """Whether the views tell nothing about each other, or one cluster takes everything."""
-        return self.mutual_information < COLLAPSE_NATS or max(self.usage) > COLLAPSE_SHARE
+        informed = self.steps == 0 or self.mutual_information >= COLLAPSE_NATS
+        return not informed or max(self.usage, default=0.0) > COLLAPSE_SHARE
+
+
+Observe = Callable[[Network, Status], None]
+"""Looks at the network after a step, such as to score it; must leave it as it was."""
 
 
 def train_network(
@@ -64,21 +80,28 @@ def train_network(
     output: Path,
     config: TrainConfig | None = None,
     *,
+    extractor: nn.Module | None = None,
     overwrite: bool = False,
     progress: Callable[[Status], None] | None = None,
+    observe: Observe | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Status:
     """Train on unlabelled rasters and write a checkpoint.
 
-    Maximises the mutual information between the predictions of two sets of orderings (eq. 12). On one machine and with one
-    number of threads, the same rasters, settings and seed give the same weights.
+    Maximises what ``config.objective`` says; by default the mutual information between the predictions of two sets of
+    orderings (eq. 12). On one machine and with one number of threads, the same rasters, settings and seed give the same
+    weights.
 
     Args:
         paths: rasters with the same bands and type.
         output: the checkpoint to write.
         config: settings; the defaults if None.
+        extractor: a module that stands in the place of the stem, such as a pretrained backbone: from normalised pixels
+            (N, bands, H, W) to a feature map (N, C, H / stride, W / stride). It is trained as far as its parameters
+            require gradients. ``config.backbone`` names one instead.
         overwrite: replace an existing file.
         progress: called after each step.
+        observe: called after each step with the network.
         should_stop: asked after each step; if true, the checkpoint is written and the function returns.
 
     Returns:
@@ -86,22 +109,27 @@ def train_network(
 
     Raises:
         RasterError: a raster cannot be read or does not fit.
-        ConfigError: the device does not exist.
+        ConfigError: the device does not exist, or the settings do not fit the rasters or the backbone.
         OutputError: ``output`` exists or cannot be written.
     """
     config = config or TrainConfig()
     check_output(output, overwrite=overwrite)
     device = _device(config.device)
     scenes = open_scenes(paths, crop_px=config.crop_px)
-    if config.colour_jitter:
-        find_rgb(scenes.bands)
-    mean, std = estimate_normalisation(scenes)
+    bands = len(scenes.bands)
+    extractor = extractor or load_backbone(config.backbone, bands)
+    layers = config.network_config(bands, measure_extractor(extractor, bands) if extractor else None)
+    if config.crop_px % layers.stride:
+        raise ConfigError(f"crop_px is {config.crop_px}, expected a multiple of the network's stride, {layers.stride}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = Network(network_config(config.size, bands=len(scenes.bands), classes=config.classes))
+        network = Network(layers, extractor)
+        objective = make_objective(config, network, scenes.bands)
+    mean, std = estimate_normalisation(scenes)
     network.mean.copy_(torch.from_numpy(mean))
     network.std.copy_(torch.from_numpy(std))
-    return _Training(network.to(device), scenes, config).run(output, progress, should_stop)
+    training = _Training(network.to(device), objective.to(device), scenes, config)
+    return training.run(output, progress, observe, should_stop)
 
 
 def resume_training(
@@ -109,7 +137,9 @@ def resume_training(
     checkpoint_path: Path,
     options: dict[str, Any] | None = None,
     *,
+    extractor: nn.Module | None = None,
     progress: Callable[[Status], None] | None = None,
+    observe: Observe | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Status:
     """Go on with the training that wrote ``checkpoint_path``, and replace that file at the end.
@@ -120,7 +150,10 @@ def resume_training(
         paths: the same rasters, in the same order.
         checkpoint_path: the checkpoint.
         options: settings that were given anew; only ``steps`` and ``device`` may differ from the checkpoint's.
+        extractor: see ``train_network``; a backbone that the checkpoint names has to be given in ``options`` again, because
+            a file should not say what code to run.
         progress: see ``train_network``.
+        observe: see ``train_network``.
         should_stop: see ``train_network``.
 
     Raises:
@@ -128,9 +161,10 @@ def resume_training(
         ConfigError: a setting differs that cannot change, or all steps are done.
         RasterError: the rasters are not of the checkpoint's kind.
     """
+    options = options or {}
     checkpoint = load_checkpoint(checkpoint_path)
     check_output(checkpoint_path, overwrite=True)
-    config = _resumed_config(checkpoint, options or {}, checkpoint_path)
+    config = _resumed_config(checkpoint, options, checkpoint_path)
     scenes = open_scenes(paths, crop_px=config.crop_px)
     if len(scenes.bands) != len(checkpoint.bands) or scenes.dtype != checkpoint.dtype:
         raise CheckpointError(
@@ -138,64 +172,76 @@ def resume_training(
             f"but {scenes.paths[0]} has {len(scenes.bands)} bands of {scenes.dtype}"
         )
     scenes = dataclasses.replace(scenes, bands=checkpoint.bands)
-    training = _Training(checkpoint.build_network().to(_device(config.device)), scenes, config)
+    extractor = extractor or load_backbone(options.get("backbone") or "", len(scenes.bands))
+    device = _device(config.device)
+    network = checkpoint.build_network(extractor).to(device)
+    training = _Training(network, make_objective(config, network, scenes.bands).to(device), scenes, config)
     training.restore(checkpoint, checkpoint_path)
-    return training.run(checkpoint_path, progress, should_stop)
+    return training.run(checkpoint_path, progress, observe, should_stop)
 
 
 class _Training:
-    """Network, optimiser and step: what a checkpoint holds."""
+    """Network, objective, optimiser and step: what a checkpoint holds."""
 
-    def __init__(self, network: Network, scenes: Scenes, config: TrainConfig) -> None:
-        self.network, self.scenes, self.config = network, scenes, config
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+    def __init__(self, network: Network, objective: Objective, scenes: Scenes, config: TrainConfig) -> None:
+        self.network, self.objective, self.scenes, self.config = network, objective, scenes, config
+        # A decoder that K-means fits must not be moved; what requires no gradient is somebody's frozen backbone.
+        fitted = () if objective.trains_decoder else tuple(network.decoder.parameters())
+        parameters = [
+            parameter
+            for parameter in (*network.parameters(), *objective.parameters())
+            if parameter.requires_grad and not any(parameter is other for other in fitted)
+        ]
+        self.optimizer = torch.optim.Adam(parameters, lr=config.learning_rate) if parameters else None
         self.step = 0
         self.samples: Tensor | None = None
 
     def restore(self, checkpoint: Checkpoint, path: Path) -> None:
         try:
-            self.optimizer.load_state_dict(checkpoint.loop["optimizer"])
+            if self.optimizer:
+                self.optimizer.load_state_dict(checkpoint.loop["optimizer"])
+            self.objective.load_state_dict(checkpoint.loop["objective"])
             self.step = int(checkpoint.loop["step"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} has no valid state of the training to go on from: {error!r}") from error
         self.samples = checkpoint.samples
         if self.step >= self.config.steps:
-            raise ConfigError(f"{path} has done all {self.step} steps; to go on give more, such as --steps {2 * self.step}")
+            more = max(2 * self.step, 1)
+            raise ConfigError(f"{path} has done all {self.step} steps; to go on give more, such as --steps {more}")
 
     def run(
         self,
         output: Path,
         progress: Callable[[Status], None] | None,
+        observe: Observe | None,
         should_stop: Callable[[], bool],
     ) -> Status:
         """Do the steps that are left, then write the checkpoint."""
         config, network = self.config, self.network.train()
-        batches = read_batches(
-            self.scenes,
-            crop_px=config.crop_px,
-            batch_size=config.batch_size,
-            fill=network.mean.cpu().numpy(),
-            seed=config.seed,
-            start=self.step,
-        )
-        device = network.mean.device
+        self.objective.train()
+        batches = self._read(self.step)
         usage: tuple[float, ...] = ()
         for batch in batches:
-            images = torch.from_numpy(batch.images).to(device)
+            images = torch.from_numpy(batch.images).to(network.mean.device)
             if self.samples is None:
                 self.samples = images[:4].cpu()
-                calibrate_decoder(network, images)
-            information = self._update(images, batch)
+                calibrate_decoder(network, images, find_orderings(config.orderings))
+            information = self._update(images, batch) if config.steps else 0.0
             if not math.isfinite(information):
                 raise ConfigError(f"the training diverged in step {self.step}; use a smaller learning_rate")
-            if not usage or self.step % STATUS_EVERY == 0 or self.step == config.steps:
+            if self.objective.trains_decoder and (not usage or self.step % STATUS_EVERY == 0 or self.step == config.steps):
                 usage = self._usage(images, batch)
             status = Status(self.step, config.steps, information, usage)
             if progress:
                 progress(status)
+            if observe:
+                observe(network, status)
             if self.step >= config.steps or should_stop():
                 break
         batches.close()
+        if not self.objective.trains_decoder:
+            self.fit_clusters()
+            status = dataclasses.replace(status, usage=self._usage(images, batch))
         if status.collapsed:
             _log.warning(
                 "the training has collapsed (mutual information %.4f nats, largest cluster %.1f %%): "
@@ -206,30 +252,48 @@ class _Training:
         self._save(output)
         return status
 
+    def _read(self, start: int) -> Generator[Batch]:
+        return read_batches(
+            self.scenes,
+            crop_px=self.config.crop_px,
+            batch_size=self.config.batch_size,
+            fill=self.network.mean.cpu().numpy(),
+            seed=self.config.seed,
+            start=start,
+        )
+
     def _update(self, images: Tensor, batch: Batch) -> float:
         """One step; returns the mutual information in nats."""
+        assert self.optimizer
         rng = np.random.default_rng((self.config.seed, self.step, 1))
-        information = self._mutual_information(images, torch.from_numpy(batch.valid), rng)
+        step = Step(images, torch.from_numpy(batch.valid).to(images.device), self.step, rng)
+        devices = [images.device] if images.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(rng.integers(2**63 - 1)))  # of dropout: a step has no hidden state
+            gain = self.objective(self.network, step)
         self.optimizer.zero_grad()
-        (-information.objective(self.config.entropy_weight)).backward()  # type: ignore[no-untyped-call]
+        (-gain.objective).backward()
         self.optimizer.step()
         self.step += 1
-        return information.value.item()
+        return gain.information.item()
 
-    def _mutual_information(self, images: Tensor, valid: Tensor, rng: np.random.Generator) -> MutualInformation:
-        config, second_images = self.config, None
-        first, second = draw_orderings(rng)
-        transform = draw_dihedral(rng, flip=config.flip, rotate=config.rotate)
-        if config.colour_jitter:
-            second_images = jitter_colours(images, find_rgb(self.scenes.bands), config.colour_jitter, rng)
-        probs_y, probs_z = predict_views(
-            self.network, images, first, second, second_images=second_images, transform=transform
-        )
-        if not valid.all():
-            mask = valid[:, None].to(images)
-            probs_y, probs_z = probs_y * mask, probs_z * mask
-        joint = joint_per_displacement if config.displacements == "separate" else joint_distribution
-        return mutual_information(joint(probs_y, probs_z, config.displacement_px))
+    @torch.no_grad()
+    def fit_clusters(self) -> None:
+        """Find clusters of the features of the unmasked network by K-means, on some batches of the training."""
+        self.network.eval()
+        width = self.network.config.feature_width
+        rng = np.random.default_rng((self.config.seed, 2))
+        parts, most = [], max(_FIT_VALUES // width // _FIT_BATCHES, 1)
+        batches = self._read(0)
+        for batch in islice(batches, _FIT_BATCHES):
+            images = torch.from_numpy(batch.images).to(self.network.mean.device)
+            features = self.network.features(self.network.encode(images), None)
+            cells = valid_cells(torch.from_numpy(batch.valid), self.network.config.stride)
+            found = features.movedim(1, -1).cpu()[cells]
+            parts.append(found[torch.from_numpy(rng.permutation(len(found))[:most])])
+        batches.close()
+        fit_decoder(self.network, torch.cat(parts), self.config.seed)
+        self.network.train()
 
     @torch.no_grad()
     def _usage(self, images: Tensor, batch: Batch) -> tuple[float, ...]:
@@ -249,7 +313,11 @@ class _Training:
             dtype=self.scenes.dtype,
             samples=self.samples,
             settings=dataclasses.asdict(self.config),
-            loop={"step": self.step, "optimizer": self.optimizer.state_dict()},
+            loop={
+                "step": self.step,
+                "optimizer": self.optimizer.state_dict() if self.optimizer else {},
+                "objective": self.objective.state_dict(),
+            },
         )
         save_checkpoint(checkpoint, output, overwrite=True)  # asked before the training began
 

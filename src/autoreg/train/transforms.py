@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from autoreg.errors import ConfigError
-from autoreg.network.orderings import RASTER_ORDERINGS, Ordering
+from autoreg.network.orderings import ORDERINGS, Ordering
 
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], dtype=torch.float64)
 """RGB to luma and two chroma axes; turning these two changes the hue, stretching them the saturation."""
@@ -50,7 +50,7 @@ IDENTITY = Dihedral()
 @functools.cache
 def _carry(transform: Dihedral, ordering: Ordering) -> Ordering:
     rank = transform.apply(ordering.rank(3, 4))
-    return next(other for other in RASTER_ORDERINGS if torch.equal(other.rank(*rank.shape), rank))
+    return next(other for other in ORDERINGS if torch.equal(other.rank(*rank.shape), rank))
 
 
 def draw_dihedral(rng: np.random.Generator, *, flip: bool, rotate: bool) -> Dihedral:

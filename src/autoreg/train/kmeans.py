@@ -1,0 +1,129 @@
+"""Clusters of features that were not trained to be clusters: PCA whitening, K-means, and both folded into the decoder.
+
+Whitening is linear, and the nearest of K centres is the largest of K linear functions, so the clusters become an ordinary
+1 x 1 decoder. A network that learned representations then deploys like one that learned clusters (paper, section 3.2).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from autoreg.network.network import Network
+
+_CHUNK = 2**16
+_KEPT_VARIANCE, _MOST_COMPONENTS = 0.99, 64
+_RESTARTS, _ITERATIONS = 10, 100
+
+
+class Whitening(NamedTuple):
+    """A linear map to uncorrelated components of variance 1: ``(x - mean) @ projection``.
+
+    Attributes:
+        mean: (C,), float64.
+        projection: (C, components), float64.
+    """
+
+    mean: Tensor
+    projection: Tensor
+
+    def apply(self, features: Tensor) -> Tensor:
+        """(n, C) to (n, components), float64."""
+        return (features.double() - self.mean) @ self.projection
+
+
+def fit_whitening(features: Tensor) -> Whitening:
+    """PCA whitening of ``features`` (n, C): the components that hold 99 % of the variance, at most 64."""
+    features = features.double()
+    mean = features.mean(dim=0)
+    centred = features - mean
+    variances, axes = torch.linalg.eigh(centred.T @ centred / len(features))
+    variances, axes = variances.flip(0).clamp_min(0), axes.flip(1)
+    share = variances.cumsum(0) / variances.sum().clamp_min(1e-300)
+    kept = min(int((share < _KEPT_VARIANCE).sum()) + 1, _MOST_COMPONENTS, len(variances))
+    # A feature that is the same everywhere has no variance to divide by.
+    scale = variances[:kept].clamp_min(1e-12 * max(float(variances[0]), 1e-12)).rsqrt()
+    return Whitening(mean, axes[:, :kept] * scale)
+
+
+def fit_centres(points: Tensor, clusters: int, seed: int) -> Tensor:
+    """K-means (Lloyd, started by k-means++): the best of ten runs.
+
+    Args:
+        points: (n, C).
+        clusters: K, at most n.
+        seed: of the starts.
+
+    Returns:
+        Centres (K, C), in the type of ``points``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    runs = [_run(points, _spread(points, clusters, generator)) for _ in range(_RESTARTS)]
+    return min(runs, key=lambda run: run[1])[0]
+
+
+def assign(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest centre of each point, int64 (n,), and the squared distance to it (n,); in chunks."""
+    parts = [_squared_distances(chunk, centres).min(dim=1) for chunk in torch.split(points, _CHUNK)]
+    return torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
+
+
+def linear_clusters(whitening: Whitening, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """K-means on whitened features as linear functions of the features, of which the nearest centre's is the largest.
+
+    Args:
+        whitening: of the features.
+        centres: (K, components), of the whitened features.
+
+    Returns:
+        Weight (K, C) and bias (K,), float64.
+    """
+    weight = centres @ whitening.projection.T
+    return weight, -weight @ whitening.mean - centres.square().sum(dim=1) / 2
+
+
+@torch.no_grad()
+def fit_decoder(network: Network, features: Tensor, seed: int) -> None:
+    """Let the decoder say which of K clusters of ``features`` (n, feature_width) a cell belongs to."""
+    features = features.cpu()
+    whitening = fit_whitening(features)
+    centres = fit_centres(whitening.apply(features), network.config.classes, seed)
+    weight, bias = linear_clusters(whitening, centres)
+    network.decoder.weight.copy_(weight[:, :, None, None])
+    if network.decoder.bias is not None:
+        network.decoder.bias.copy_(bias)
+
+
+def _squared_distances(points: Tensor, centres: Tensor) -> Tensor:
+    squares = points.square().sum(dim=1, keepdim=True) + centres.square().sum(dim=1)
+    return (squares - 2 * points @ centres.T).clamp_min(0)
+
+
+def _spread(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    """First centres by k-means++: each a point, drawn by its squared distance to the nearest one so far."""
+    centres = points[torch.randint(len(points), (1,), generator=generator)]
+    nearest = _squared_distances(points, centres)[:, 0]
+    while len(centres) < clusters:
+        # By inverting the cumulative sum: torch.multinomial ends at 2^24 points.
+        total = nearest.double().cumsum(0)
+        place = torch.searchsorted(total, torch.rand(1, generator=generator, dtype=torch.float64) * total[-1])
+        centre = points[place.clamp_max(len(points) - 1)]
+        centres = torch.cat([centres, centre])
+        nearest = torch.minimum(nearest, _squared_distances(points, centre)[:, 0])
+    return centres
+
+
+def _run(points: Tensor, centres: Tensor) -> tuple[Tensor, float]:
+    """Lloyd's iteration to its end; the centres and the mean squared distance to them."""
+    before = float("inf")
+    for _ in range(_ITERATIONS):
+        labels, distances = assign(points, centres)
+        cost = distances.mean().item()
+        if cost >= before * (1 - 1e-6):
+            break
+        before = cost
+        counts = labels.bincount(minlength=len(centres))
+        sums = torch.zeros_like(centres).index_add_(0, labels, points)
+        # A centre that nobody is nearest to stays where it is.
+        centres = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), centres)
+    return centres, cost

@@ -1,0 +1,91 @@
+"""The interface of an objective, and the table of them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from autoreg.network.network import Network
+from autoreg.train.config import TrainConfig
+
+
+class Step(NamedTuple):
+    """What an objective sees of one step.
+
+    Attributes:
+        images: raw pixels, float32 (N, bands, H, W); those without data hold the mean.
+        valid: bool (N, H, W), True where a pixel is data.
+        number: of the step, from 0.
+        rng: of the step's random choices.
+    """
+
+    images: Tensor
+    valid: Tensor
+    number: int
+    rng: np.random.Generator
+
+
+class Gain(NamedTuple):
+    """What a step gained.
+
+    Attributes:
+        objective: to maximise; a scalar that carries the gradient.
+        information: mutual information in nats, or a lower bound of it; a scalar.
+    """
+
+    objective: Tensor
+    information: Tensor
+
+
+class Objective(nn.Module):
+    """What a training maximises.
+
+    Its parameters, such as critics and heads of pretext tasks, are trained together with the network and not deployed; its
+    buffers are part of what ``--resume`` restores.
+
+    Attributes:
+        trains_decoder: whether the decoder's clusters are trained; else they are fitted to the features by K-means.
+    """
+
+    trains_decoder = True
+
+    def forward(self, network: Network, step: Step) -> Gain:
+        """The gain of one step; ``network`` is in training mode."""
+        raise NotImplementedError
+
+
+class Untrained(Objective):
+    """Nothing to maximise: the features are those of the first weights, or of no weights at all (``steps`` is 0)."""
+
+    trains_decoder = False
+
+    def __init__(self, config: TrainConfig, network: Network, bands: tuple[str, ...]) -> None:  # noqa: ARG002
+        super().__init__()
+
+
+def make_objective(config: TrainConfig, network: Network, bands: tuple[str, ...]) -> Objective:
+    """The objective that ``config.objective`` names.
+
+    Args:
+        config: of the training.
+        network: to be trained.
+        bands: their names.
+
+    Raises:
+        ConfigError: the bands do not fit the settings.
+    """
+    from autoreg.train.objectives.clustering import Clustering
+    from autoreg.train.objectives.deepcluster import DeepCluster
+    from autoreg.train.objectives.patches import PatchRelation
+    from autoreg.train.objectives.representation import Representation
+
+    table: dict[str, Callable[[TrainConfig, Network, tuple[str, ...]], Objective]] = {
+        "clustering": Clustering,
+        "representation": Representation,
+        "features": Untrained,
+        "deepcluster": DeepCluster,
+        "doersch": PatchRelation,
+        "isola": PatchRelation,
+    }
+    return table[config.objective](config, network, bands)
