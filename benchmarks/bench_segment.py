@@ -13,7 +13,7 @@ from autoreg import TilingOptions, load_engine, segment_raster
 from autoreg.demo import write_scene
 from autoreg.export import export_onnx
 from autoreg.raster.reader import RasterReader
-from autoreg.raster.tiling import round_up
+from autoreg.raster.tiling import Tiling, round_up
 from autoreg.raster.window import Window
 from autoreg.train import TrainConfig, train_network
 from record import record
@@ -34,7 +34,9 @@ def main() -> None:
         engine = load_engine(model)
 
         with RasterReader(scene) as raster:
-            tiles = [raster.read(tile.window) for tile in TilingOptions().plan(engine.spec, raster.height, raster.width)]
+            plan = TilingOptions().plan(engine.spec, raster.height, raster.width)
+            assert isinstance(plan, Tiling)
+            tiles = [raster.read(tile.window) for tile in plan]
         images = [pixels[None].astype(np.float32) for pixels, _ in tiles]
         engine_s, whole_s = [], []
         for _ in range(4):

@@ -74,3 +74,25 @@ def best_accuracy(counts: np.ndarray) -> float:
     size = len(counts)
     best = max(sum(counts[i, match[i]] for i in range(size)) for match in itertools.permutations(range(size)))
     return float(best / counts.sum())
+
+
+def info_nce(phi_y: Tensor, phi_z: Tensor, anchors: Tensor, negatives: Tensor, displacement: int, scale: float) -> Tensor:
+    """Eq. 14, term by term: one for each anchor and each displacement that stays inside the image."""
+    images, _, height, width = phi_y.shape
+    terms = []
+    for image, anchor in itertools.product(range(images), range(anchors.shape[1])):
+        row, col = divmod(int(anchors[image, anchor]), width)
+        here = scale * phi_y[image, :, row, col]
+        others = [
+            here @ phi_z[other, :, int(cell) // width, int(cell) % width]
+            for other in range(images)
+            if other != image
+            for cell in negatives[other]
+        ]
+        reach = range(-displacement, displacement + 1)
+        for down, right in itertools.product(reach, reach):
+            if 0 <= row + down < height and 0 <= col + right < width:
+                score = here @ phi_z[image, :, row + down, col + right]
+                scores = torch.stack([score, *others])
+                terms.append(score - torch.log(scores.exp().sum() / len(scores)))
+    return torch.stack(terms).mean()

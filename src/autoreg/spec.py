@@ -8,6 +8,7 @@ the training.
 import dataclasses
 import json
 import math
+import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,10 @@ class ModelSpec:
         dtype: type of the rasters that it was trained on; a raster of another type has another value range.
         classes: names of the K output classes, in order of their label 0 .. K-1.
         stride: pixels per cell of the feature map; H and W of the input are multiples of it.
-        receptive_field_px: side of the square of input pixels that one label depends on (odd).
+        receptive_field_px: side of the square of input pixels that one label depends on (odd); None if one label depends on
+            the whole input, as with attention.
+        crop_px: side of the crops of the training, a multiple of ``stride``: the context that a model without finite
+            receptive field has learned to use.
         mean, std: per band, in raw pixel values; applied inside the graph. ``mean`` also fills pixels without data.
         precision: of the weights and activations inside; input and logits are float32 in each.
         checkpoint_digest: SHA-256 of the checkpoint file, hexadecimal.
@@ -43,7 +47,8 @@ class ModelSpec:
     dtype: str
     classes: tuple[str, ...]
     stride: int
-    receptive_field_px: int
+    receptive_field_px: int | None
+    crop_px: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     precision: str
@@ -74,8 +79,11 @@ class ModelSpec:
             return f"its precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}"
         if not 1 <= self.stride <= 64:
             return f"its stride is {self.stride}, expected 1 to 64"
-        if not 1 <= self.receptive_field_px <= 65535 or self.receptive_field_px % 2 == 0:
-            return f"its receptive field is {self.receptive_field_px} px, expected an odd number below 65536"
+        field_px = self.receptive_field_px
+        if field_px is not None and not (1 <= field_px <= 65535 and field_px % 2):
+            return f"its receptive field is {field_px} px, expected an odd number below 65536"
+        if not 16 <= self.crop_px <= 4096 or self.crop_px % self.stride:
+            return f"its crops are {self.crop_px} px, expected 16 to 4096, a multiple of the stride, {self.stride}"
         return None
 
     def to_json(self) -> str:
@@ -97,7 +105,9 @@ class ModelSpec:
 
 
 def _parse(kind: Any, value: Any) -> Any:
-    """Check one JSON value against a field's type: str, int, float, or a tuple of one of these."""
+    """Check one JSON value against a field's type: str, int, float, a tuple of one of these, or one of these or None."""
+    if isinstance(kind, types.UnionType):
+        return None if value is None else _parse(kind.__args__[0], value)
     if kind in (str, int, float):
         accepted = (int, float) if kind is float else kind
         if isinstance(value, bool) or not isinstance(value, accepted):

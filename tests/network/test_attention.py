@@ -13,7 +13,7 @@ every_ordering = pytest.mark.parametrize("ordering", ORDERINGS, ids=str)
 
 def dense(query: Tensor, key: Tensor, value: Tensor, ordering: Ordering | None, height: int, width: int) -> Tensor:
     """Attention with the whole mask of eq. 2, minus infinity where it is 0."""
-    scores = query @ key.mT / query.shape[-1] ** 0.5
+    scores: Tensor = query @ key.mT / query.shape[-1] ** 0.5
     if ordering:
         rank = ordering.rank(height, width).flatten()
         scores = scores.masked_fill(rank[None, :] > rank[:, None], -torch.inf)
@@ -28,7 +28,7 @@ def test_it_equals_attention_with_a_dense_mask(ordering: Ordering | None, shape:
     weights = torch.randn(2, shape[0] * shape[1], 8, generator=generator, dtype=torch.float64)
     results, gradients = [], []
     for form in (attend, dense):
-        result = form(*tokens, ordering, *shape)  # type: ignore[operator]
+        result = form(tokens[0], tokens[1], tokens[2], ordering, *shape)
         results.append(result)
         gradients.append(torch.autograd.grad((result * weights).sum(), tokens)[0])
     torch.testing.assert_close(*results, rtol=0, atol=1e-12)

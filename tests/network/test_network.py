@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_the_variants_share_out_the_blocks_as_table_1a_has_it() -> None:
     assert layers["F5"].widths == (64, 128, 256, 512)
 
 
-def variant_config(variant: str, **options: object) -> NetworkConfig:
+def variant_config(variant: str, **options: Any) -> NetworkConfig:
     return network_config(variant, Size(4, 5, "double", 8, 2), bands=2, classes=3, **options)
 
 
@@ -139,7 +140,7 @@ def test_a_backbone_of_the_user_stands_in_the_place_of_the_stem() -> None:
     backbone = nn.Sequential(nn.Conv2d(2, 8, 4, stride=4), nn.ReLU())
     assert measure_extractor(backbone, 2) == (8, 4)
     config = network_config("F2", Size(8, 2, "constant", 8, 4), bands=2, classes=3, custom=True)
-    weights = backbone[0].weight.clone()  # type: ignore[operator, union-attr]
+    weights = backbone[0].weight.clone()  # type: ignore[operator]
     network = Network(config, backbone)
     assert torch.equal(network.extractor[0][0].weight, weights)  # type: ignore[index]
     assert network(torch.randn(1, 2, 32, 32), ORDERINGS[0]).shape == (1, 3, 8, 8)

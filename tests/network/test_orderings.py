@@ -7,8 +7,16 @@ from torch import Tensor
 import naive
 from autoreg.errors import ConfigError
 from autoreg.network.masked_conv import MaskedConv2d
-from autoreg.network.orderings import MASKINGS, ORDERINGS, RASTER_ORDERINGS, ZIGZAG_ORDERINGS, Masking, Ordering
-from autoreg.network.orderings import find_orderings, scan
+from autoreg.network.orderings import (
+    MASKINGS,
+    ORDERINGS,
+    RASTER_ORDERINGS,
+    ZIGZAG_ORDERINGS,
+    Masking,
+    Ordering,
+    find_orderings,
+    scan,
+)
 
 SHAPES = [(6, 7), (9, 4), (1, 5)]
 every_ordering = pytest.mark.parametrize("ordering", ORDERINGS, ids=str)

@@ -13,12 +13,13 @@ from typing import cast
 
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoreg import __version__
 from autoreg.errors import ConfigError, ModelError
 from autoreg.export.precision import to_fp16
 from autoreg.export.strip import DeployedNetwork, strip
+from autoreg.network.backbone import load_backbone
 from autoreg.network.checkpoint import Checkpoint, digest_file, load_checkpoint
 from autoreg.network.network import Network
 from autoreg.output import atomic_output, check_output
@@ -49,7 +50,15 @@ class Exported:
     bytes: int
 
 
-def export_onnx(checkpoint_path: Path, output: Path, *, precision: str = "fp32", overwrite: bool = False) -> Exported:
+def export_onnx(
+    checkpoint_path: Path,
+    output: Path,
+    *,
+    precision: str = "fp32",
+    extractor: nn.Module | None = None,
+    backbone: str | None = None,
+    overwrite: bool = False,
+) -> Exported:
     """Export a checkpoint to an ONNX model with dynamic batch, height and width.
 
     The model takes ``image``, float32 (N, bands, H, W), raw pixels, H and W multiples of the stride, and gives ``labels``,
@@ -60,10 +69,13 @@ def export_onnx(checkpoint_path: Path, output: Path, *, precision: str = "fp32",
         checkpoint_path: from ``autoreg train``.
         output: the model to write, ``.onnx``.
         precision: ``fp32`` or ``fp16``; what it computes in. Inputs and outputs are float32 in both.
+        extractor: the user's own backbone, where the checkpoint was trained with one.
+        backbone: or its name, ``package.module:function``; the checkpoint's own word for it is not trusted.
         overwrite: replace an existing file.
 
     Raises:
         CheckpointError: no such file, or not a checkpoint.
+        ConfigError: ``extractor`` is missing, or given and not wanted.
         ParityError: the model does not say what PyTorch says; nothing is written.
         OutputError: ``output`` exists or cannot be written.
     """
@@ -71,7 +83,7 @@ def export_onnx(checkpoint_path: Path, output: Path, *, precision: str = "fp32",
         raise ConfigError(f"precision is {precision!r}, expected fp32 or fp16; for int8 use autoreg calibrate")
     check_output(output, overwrite=overwrite)
     checkpoint = load_checkpoint(checkpoint_path)
-    network = checkpoint.build_network()
+    network = checkpoint.build_network(extractor or load_backbone(backbone or "", checkpoint.network.bands))
     deployed = strip(network)
     model = _convert(deployed, checkpoint)
     if precision == "fp16":
@@ -93,6 +105,7 @@ def _convert(deployed: DeployedNetwork, checkpoint: Checkpoint) -> onnx.ModelPro
     # Two images of unequal sides: from a batch of one, or a square, the exporter would conclude that it is always so.
     example = torch.zeros(2, checkpoint.network.bands, side, 2 * side)
     batch, rows, cols = (torch.export.Dim(name, min=1) for name in ("batch", "rows", "cols"))
+    height, width = (stride * cells if stride > 1 else cells for cells in (rows, cols))
     with _quiet():
         program = torch.onnx.export(
             deployed,
@@ -101,7 +114,7 @@ def _convert(deployed: DeployedNetwork, checkpoint: Checkpoint) -> onnx.ModelPro
             opset_version=OPSET,
             input_names=["image"],
             output_names=["labels", "logits"],
-            dynamic_shapes=({0: batch, 2: stride * rows, 3: stride * cols},),
+            dynamic_shapes=({0: batch, 2: height, 3: width},),
             verbose=False,
         )
     model = cast(torch.onnx.ONNXProgram, program).model_proto
@@ -144,6 +157,7 @@ def _spec(checkpoint: Checkpoint, network: Network, precision: str, digest: str)
         classes=tuple(f"cluster {label}" for label in range(network.config.classes)),
         stride=network.config.stride,
         receptive_field_px=network.receptive_field_px,
+        crop_px=checkpoint.samples.shape[-1],
         mean=tuple(network.mean.tolist()),
         std=tuple(network.std.tolist()),
         precision=precision,

@@ -30,7 +30,8 @@ class MaskedAttention(nn.Module):
         """(N, C, h, w) to (N, C, h, w)."""
         query, key, value = (conv(x).flatten(2).transpose(1, 2) for conv in (self.query, self.key, self.value))
         attended = attend(query, key, value, ordering, x.shape[-2], x.shape[-1])
-        attended = attended.transpose(1, 2).reshape(len(x), -1, *x.shape[-2:])
+        # Not len(x): an exported model would be bound to that number of images.
+        attended = attended.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[-2:])
         return cast(Tensor, self.merge(torch.cat([self.project(attended), x], dim=1)))
 
 

@@ -17,7 +17,17 @@ class Window(NamedTuple):
     @property
     def slices(self) -> tuple[slice, slice]:
         """Index of the window in an array whose last two axes are (row, col)."""
-        return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
+        return slice(self.row, self.bottom), slice(self.col, self.right)
+
+    @property
+    def bottom(self) -> int:
+        """The first row below the window."""
+        return self.row + self.height
+
+    @property
+    def right(self) -> int:
+        """The first column to the right of the window."""
+        return self.col + self.width
 
     def within(self, outer: "Window") -> "Window":
         """The same rectangle, in the coordinates of ``outer``."""

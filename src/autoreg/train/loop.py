@@ -3,7 +3,8 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -225,7 +226,8 @@ class _Training:
             images = torch.from_numpy(batch.images).to(network.mean.device)
             if self.samples is None:
                 self.samples = images[:4].cpu()
-                calibrate_decoder(network, images, find_orderings(config.orderings))
+                with self._seeded(np.random.default_rng((config.seed, 3))):
+                    calibrate_decoder(network, images, find_orderings(config.orderings))
             information = self._update(images, batch) if config.steps else 0.0
             if not math.isfinite(information):
                 raise ConfigError(f"the training diverged in step {self.step}; use a smaller learning_rate")
@@ -262,20 +264,26 @@ class _Training:
             start=start,
         )
 
+    @contextmanager
+    def _seeded(self, rng: np.random.Generator) -> Iterator[None]:
+        """Have torch's own choices, those of dropout, follow from ``rng``: a step has no hidden state."""
+        device = self.network.mean.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(int(rng.integers(2**63 - 1)))
+            yield
+
     def _update(self, images: Tensor, batch: Batch) -> float:
         """One step; returns the mutual information in nats."""
         assert self.optimizer
         rng = np.random.default_rng((self.config.seed, self.step, 1))
         step = Step(images, torch.from_numpy(batch.valid).to(images.device), self.step, rng)
-        devices = [images.device] if images.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(rng.integers(2**63 - 1)))  # of dropout: a step has no hidden state
+        with self._seeded(rng):
             gain = self.objective(self.network, step)
         self.optimizer.zero_grad()
         (-gain.objective).backward()
         self.optimizer.step()
         self.step += 1
-        return gain.information.item()
+        return float(gain.information.detach())
 
     @torch.no_grad()
     def fit_clusters(self) -> None:
