@@ -96,3 +96,25 @@ def info_nce(phi_y: Tensor, phi_z: Tensor, anchors: Tensor, negatives: Tensor, d
                 scores = torch.stack([score, *others])
                 terms.append(score - torch.log(scores.exp().sum() / len(scores)))
     return torch.stack(terms).mean()
+
+
+def many_to_one_accuracy(mapping: np.ndarray, scoring: np.ndarray) -> float:
+    """Each cluster stands for the first class that most of its mapping pixels have, one without mapping pixels for none."""
+    right = 0
+    for cluster, counts in enumerate(mapping):
+        if sum(counts):
+            right += scoring[cluster, list(counts).index(max(counts))]
+    return float(right / scoring.sum())
+
+
+def normalised_information(counts: np.ndarray) -> float:
+    """Mutual information over the mean of the two entropies, pixel pair by pixel pair."""
+    joint = counts / counts.sum()
+    rows, cols = joint.sum(axis=1), joint.sum(axis=0)
+    information = sum(
+        joint[i, j] * np.log(joint[i, j] / (rows[i] * cols[j]))
+        for i, j in itertools.product(range(len(rows)), range(len(cols)))
+        if joint[i, j]
+    )
+    entropies = [-sum(share * np.log(share) for share in shares if share) for shares in (rows, cols)]
+    return float(information / (sum(entropies) / 2))

@@ -1,8 +1,10 @@
 """The commands as a user runs them: output, exit status, and one sentence for each mistake."""
 
+import dataclasses
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -10,10 +12,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import rasterio
 
+from autoreg.evaluation import pair_files, split_pairs
 from autoreg.network.checkpoint import load_checkpoint
+from autoreg.spec import ModelSpec
 from conftest import noise, save_raster
 
 AUTOREG = [sys.executable, "-c", "from autoreg.cli import main; main()"]
@@ -69,7 +74,8 @@ def test_a_bad_input_is_reported_and_the_others_are_done(model: Path, scenes: li
     three = save_raster(tmp_path / "three.tif", noise(3, 40, 40))
     result = autoreg("segment", text, scenes[0], three, tmp_path / "none.tif", "-m", model, "-o", tmp_path / "out", "--json")
     assert result.returncode == 3
-    assert [json.loads(line)["source"] for line in result.stdout.splitlines()] == [str(scenes[0])]
+    (line,) = map(json.loads, result.stdout.splitlines())
+    assert (line["source"], line["tiling_dependent"]) == (str(scenes[0]), 0.0)
     for sentence in (
         "text.tif cannot be read as an image",
         "three.tif has 3 bands",
@@ -79,6 +85,26 @@ def test_a_bad_input_is_reported_and_the_others_are_done(model: Path, scenes: li
         assert sentence in result.stderr
     assert "Traceback" not in result.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.tif"]
+
+
+def test_a_model_that_looks_at_the_whole_tile_says_what_depends_on_the_tiling(
+    model: Path, scenes: list[Path], tmp_path: Path
+) -> None:
+    content = onnx.load(model)
+    spec = dataclasses.replace(ModelSpec.from_json(content.metadata_props[0].value), receptive_field_px=None)
+    content.metadata_props[0].value = spec.to_json()
+    onnx.save(content, tmp_path / "whole.onnx")
+    assert re.search(r"^receptive_field_px +whole tile$", autoreg("info", "whole.onnx", cwd=tmp_path).stdout, re.MULTILINE)
+    assert json.loads(autoreg("info", "whole.onnx", "--json", cwd=tmp_path).stdout)["receptive_field_px"] is None
+    segmented = autoreg("segment", scenes[0], "-m", "whole.onnx", cwd=tmp_path)
+    printed = re.fullmatch(
+        r"out/0\.tif: (\d+\.\d\d) % of the labels depend on the tiling \(the model looks at the whole tile\)\n",
+        segmented.stdout,
+    )
+    assert printed, segmented
+    assert 0 < float(printed[1]) < 50
+    again = autoreg("segment", scenes[0], "-m", "whole.onnx", "--json", "--overwrite", cwd=tmp_path)
+    assert json.loads(again.stdout)["tiling_dependent"] == pytest.approx(float(printed[1]) / 100, abs=1e-4)
 
 
 def test_mistakes_get_one_sentence(model: Path, checkpoint: Path, scenes: list[Path], tmp_path: Path) -> None:
@@ -164,3 +190,88 @@ def test_ctrl_c_leaves_no_half_written_map(model: Path, tmp_path: Path) -> None:
 def test_every_help_ends_in_examples(command: str) -> None:
     text = autoreg(command, "--help").stdout
     assert text.rstrip().splitlines()[-1].strip().startswith(f"autoreg {command}")
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """A prepared data set of four labelled images, three for training; and maps of it in ``out``, with three clusters."""
+    folder = tmp_path / "prepared"
+    for path in (folder / "labels", tmp_path / "out"):
+        path.mkdir(parents=True)
+    truth = np.array([[[0, 0, 0, 1, 1, 255]]], np.uint8)
+    for name, labels in (("a", [1, 1, 2, 0, 0, 0]), ("b", [1, 1, 2, 0, 0, 0]), ("c", [1, 2, 2, 0, 0, 0])):
+        save_raster(folder / "labels" / f"{name}.tif", truth)
+        save_raster(tmp_path / "out" / f"{name}.tif", np.array([[labels]], np.uint8))
+    save_raster(folder / "labels" / "test.tif", truth)
+    save_raster(tmp_path / "out" / "test.tif", np.array([[[0, 0, 2, 1, 1, 1]]], np.uint8))
+    save_raster(tmp_path / "out" / "unlabelled.tif", np.zeros((1, 1, 6), np.uint8))
+    (folder / "unlabelled_train.txt").write_text("unlabelled\n")
+    (folder / "labelled_train.txt").write_text("a\nb\nc\n")
+    (folder / "labelled_test.txt").write_text("test\n")
+    return folder
+
+
+def test_the_protocols_map_and_score_what_they_say(prepared: Path) -> None:
+    for protocol, matching, expected, pixels in (
+        ("iic", "one-to-one", (6 + 5) / 20, 20),
+        ("iic", "many-to-one", (3 * 5 + 1) / 20, 20),
+        ("labelled_test", "one-to-one", 4 / 5, 5),
+        ("labelled_test", "many-to-one", 1.0, 5),
+        ("iic+", "one-to-one", 0.0, 5),
+        ("iic+", "many-to-one", 1 / 5, 5),
+    ):
+        options = ("--protocol", protocol, "--matching", matching, "--json")
+        result = autoreg("evaluate", "out", "prepared", *options, cwd=prepared.parent)
+        assert result.returncode == 0, result.stderr
+        scores = json.loads(result.stdout)
+        assert (scores["accuracy"], scores["pixels"]) == (pytest.approx(expected), pixels), (protocol, matching)
+        assert scores["majority_share"] == pytest.approx(3 / 5)
+        assert 0 < scores["nmi"] <= 1
+
+
+def test_the_table_names_every_cluster_of_a_class(prepared: Path) -> None:
+    words = ("evaluate", "out", "prepared", "--protocol", "labelled_test", "--matching", "many-to-one")
+    table = autoreg(*words, cwd=prepared.parent).stdout.splitlines()
+    assert re.fullmatch(
+        r"accuracy 100\.00 %   mIoU 100\.00 %   NMI 0\.\d{4}   most frequent class 60\.00 %   5 pixels", table[0]
+    )
+    assert [line.split() for line in table[3:]] == [
+        ["0", "0", "2", "60.00", "100.00", "100.00"],
+        ["1", "1", "40.00", "100.00", "100.00"],
+    ]
+    # One to one, cluster 2 is left over.
+    one = autoreg(*words[:-2], cwd=prepared.parent).stdout.splitlines()
+    assert [line.split() for line in one[3:]] == [
+        ["0", "0", "60.00", "66.67", "66.67"],
+        ["1", "1", "40.00", "100.00", "100.00"],
+    ]
+
+
+def test_the_mapping_is_found_on_some_pairs_and_scored_on_the_others(prepared: Path) -> None:
+    (prepared.parent / "out" / "unlabelled.tif").unlink()
+    words = ("evaluate", "out", "prepared/labels", "--matching", "many-to-one", "--json", "--map-on")
+    left_out = {}
+    for seed in range(20):
+        _, (scored,) = split_pairs(pair_files(prepared.parent / "out", prepared / "labels"), 3, seed)
+        left_out[scored[0].stem] = seed
+    assert set(left_out) == {"a", "b", "c", "test"}
+    for name, seed in left_out.items():
+        scores = json.loads(autoreg(*words, 3, "--seed", seed, cwd=prepared.parent).stdout)
+        assert (scores["accuracy"], scores["pixels"]) == (pytest.approx(1 / 5 if name == "test" else 1), 5)
+    assert json.loads(autoreg(*words, 1, cwd=prepared.parent).stdout)["pixels"] == 15
+
+
+def test_mistakes_of_evaluate_get_one_sentence(prepared: Path) -> None:
+    def evaluated(*words: object) -> subprocess.CompletedProcess[str]:
+        return autoreg("evaluate", *words, cwd=prepared.parent)
+
+    refused(evaluated("out", "prepared", "--protocol", "best"), "there is no protocol 'best', expected one of iic,")
+    refused(evaluated("out", "out", "--protocol", "iic"), "out is not a prepared data set")
+    refused(evaluated("out", "prepared", "--protocol", "iic", "--map-on", 1), "both say what to match on; leave one out")
+    refused(evaluated("out", "out", "--matching", "best"), "there is no matching 'best'")
+    refused(evaluated("out", "out", "--map-on", 5), "the number of pairs to map on is 5, expected 1 to 4")
+    refused(evaluated("out", "out", "--map-on", 0), "the number of pairs to map on is 0, expected 1 to 4")
+    refused(evaluated("out/a.tif", "out/b.tif", "--map-on", 1), "maps with a truth is 1, expected at least 2")
+    (prepared.parent / "out" / "b.tif").unlink()
+    refused(evaluated("out", "prepared", "--protocol", "iic"), "out has no map named b")
+    assert evaluated("out", "out", "--map-on", 1, "--seed", -1).returncode == 2

@@ -11,10 +11,13 @@ import click
 
 from autoreg.errors import AutoregError, ConfigError, OutputError
 from autoreg.optional import explain_missing
-from autoreg.terminal import pixel_bar, stop_on_interrupt, training_bar
+from autoreg.terminal import counting_bar, pixel_bar, stop_on_interrupt, training_bar
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from autoreg.evaluation import Evaluation
+    from autoreg.train import Status, TrainConfig
 
 SOME_FAILED = 3
 INTERRUPTED = 130
@@ -63,15 +66,31 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace existing fi
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+_seed = click.option("--seed", type=int, help="Of the initial weights, crops and orderings.  [default: 0]")
+_device = click.option("--device", help="auto, cpu or cuda.  [default: auto]")
+_config = click.option("-c", "--config", "config_path", type=_PATH, help="Settings in TOML; options given here win over it.")
+_classes = click.option("-k", "--classes", type=int, help="Number of clusters.  [default: 6]")
+_size = click.option("--size", help="tiny, small, base or paper.  [default: small]")
+_steps = click.option("--steps", type=int, help="Updates of the weights in all.  [default: 1000]")
+_checkpoint = click.option(
+    "-o", "--output", type=_PATH, default="checkpoint.pt", show_default=True, help="Checkpoint to write."
+)
+_backbone = click.option(
+    "--backbone", metavar="MODULE:FUNCTION", help="Your own function from the number of bands to a torch module; it is run."
+)
+
+
 @cli.command(epilog="autoreg train scenes/*.tif -k 6\nautoreg train scenes/*.tif -c train.toml -o base.pt --device cuda")
 @click.argument("scenes", nargs=-1, required=True, metavar="SCENES...")
-@click.option("-o", "--output", type=_PATH, default="checkpoint.pt", show_default=True, help="Checkpoint to write.")
-@click.option("-c", "--config", "config_path", type=_PATH, help="Settings in TOML; options given here win over it.")
-@click.option("-k", "--classes", type=int, help="Number of clusters.  [default: 6]")
-@click.option("--size", help="tiny, small, base or paper.  [default: small]")
-@click.option("--steps", type=int, help="Updates of the weights in all.  [default: 1000]")
-@click.option("--seed", type=int, help="Of the initial weights, crops and orderings.  [default: 0]")
-@click.option("--device", help="auto, cpu or cuda.  [default: auto]")
+@_checkpoint
+@_config
+@click.option("--preset", help="Settings of the paper for potsdam, potsdam3, coco-stuff or coco-stuff3 (Table 8).")
+@_classes
+@_size
+@_steps
+@_seed
+@_device
+@_backbone
 @click.option("--resume", is_flag=True, help="Go on with the checkpoint at -o, up to --steps.")
 @_overwrite
 @_quiet
@@ -79,6 +98,7 @@ def train(
     scenes: tuple[str, ...],
     output: Path,
     config_path: Path | None,
+    preset: str | None,
     resume: bool,
     overwrite: bool,
     quiet: bool,
@@ -90,18 +110,65 @@ def train(
     data (nodata, masks, NaN) are ignored. Ctrl-C stops after the current step and writes the checkpoint; --resume goes
     on from there.
     """
-    from autoreg.train import load_config, resume_training, train_network
+    from autoreg.train import PRESETS, load_config, resume_training
+
+    if not resume:
+        settings = load_config(config_path, options, _choose(PRESETS, preset, "preset"))
+        _train(scenes, output, settings, overwrite, quiet)
+        return
+    if config_path or preset:
+        raise ConfigError("--resume takes the settings from the checkpoint; leave --config and --preset out")
+    with stop_on_interrupt() as stopped, training_bar(quiet) as progress:
+        status = resume_training(scenes, output, options, progress=progress, should_stop=stopped.is_set)
+    _report_training(status, scenes, output)
+
+
+@cli.command(epilog="autoreg baseline kmeans scenes/*.tif -k 6 -o kmeans.pt\nautoreg baseline iic scenes/*.tif --steps 2000")
+@click.argument("name")
+@click.argument("scenes", nargs=-1, required=True, metavar="SCENES...")
+@_checkpoint
+@_config
+@_classes
+@_size
+@_steps
+@_seed
+@_device
+@_overwrite
+@_quiet
+def baseline(
+    name: str,
+    scenes: tuple[str, ...],
+    output: Path,
+    config_path: Path | None,
+    overwrite: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Train a method to compare with.
+
+    NAME is random (a network as it was initialised), kmeans (of the pixels' colours), sift, doersch, isola, deepcluster or
+    iic. Writes a checkpoint like that of train, for export, segment and evaluate.
+    """
+    from autoreg.train import BASELINES, load_config
+
+    _train(scenes, output, load_config(config_path, options, _choose(BASELINES, name, "baseline")), overwrite, quiet)
+
+
+def _choose(presets: "Mapping[str, dict[str, Any]]", name: str | None, kind: str) -> dict[str, Any]:
+    if name is not None and name not in presets:
+        raise ConfigError(f"there is no {kind} {name!r}, expected one of {', '.join(presets)}")
+    return presets[name] if name else {}
+
+
+def _train(scenes: tuple[str, ...], output: Path, config: "TrainConfig", overwrite: bool, quiet: bool) -> None:
+    from autoreg.train import train_network
 
     with stop_on_interrupt() as stopped, training_bar(quiet) as progress:
-        if resume:
-            if config_path:
-                raise ConfigError("--resume takes the settings from the checkpoint; leave --config out")
-            status = resume_training(scenes, output, options, progress=progress, should_stop=stopped.is_set)
-        else:
-            config = load_config(config_path, options)
-            status = train_network(
-                scenes, output, config, overwrite=overwrite, progress=progress, should_stop=stopped.is_set
-            )
+        status = train_network(scenes, output, config, overwrite=overwrite, progress=progress, should_stop=stopped.is_set)
+    _report_training(status, scenes, output)
+
+
+def _report_training(status: "Status", scenes: tuple[str, ...], output: Path) -> None:
     shares = ", ".join(f"{100 * share:.0f} %" for share in sorted(status.usage, reverse=True))
     click.echo(
         f"{output}: step {status.step} of {status.steps}, mutual information {status.mutual_information:.3f} nats, "
@@ -119,15 +186,17 @@ def train(
 @click.argument("checkpoint", type=_PATH, default="checkpoint.pt")
 @click.option("-o", "--output", type=_PATH, default="model.onnx", show_default=True, help="Model to write.")
 @click.option("--fp16", is_flag=True, help="Compute in float16; inputs and outputs stay float32.")
+@_backbone
 @_overwrite
-def export(checkpoint: Path, output: Path, fp16: bool, overwrite: bool) -> None:
+def export(checkpoint: Path, output: Path, fp16: bool, backbone: str | None, overwrite: bool) -> None:
     """Turn a checkpoint into an ONNX model.
 
     Proves that it says what PyTorch says before it appears. CHECKPOINT is checkpoint.pt if not given.
     """
     from autoreg.export import export_onnx
 
-    exported = export_onnx(checkpoint, output, precision="fp16" if fp16 else "fp32", overwrite=overwrite)
+    precision = "fp16" if fp16 else "fp32"
+    exported = export_onnx(checkpoint, output, precision=precision, backbone=backbone, overwrite=overwrite)
     click.echo(f"{output}: {exported.spec.precision}, {exported.bytes / 1e6:.1f} MB; {exported.parity}")
     click.echo(f"next: autoreg segment -m {output} TILES...")
 
@@ -155,8 +224,9 @@ def segment(
 
     One for each of TILES: a Cloud-Optimized GeoTIFF of uint8 labels at the same place, nodata 255.
 
-    The labels are exactly those of one pass over the whole raster, whatever the tile size. A raster that fails is reported
-    and the others are done; the exit status then is 3.
+    The labels are exactly those of one pass over the whole raster, whatever the tile size, unless the model looks at the
+    whole tile (attention): then overlapping tiles are blended, and the share of labels that depend on the tiling is
+    printed. A raster that fails is reported and the others are done; the exit status then is 3.
     """
     from autoreg.runtime.engine import load_engine
     from autoreg.runtime.segment import TilingOptions, segment_raster
@@ -169,34 +239,81 @@ def segment(
         try:
             with pixel_bar(source, quiet or as_json) as progress:
                 options = TilingOptions(tile_px, batch_size)
-                segment_raster(engine, source, target, options=options, overwrite=overwrite, progress=progress)
+                segmented = segment_raster(engine, source, target, options=options, overwrite=overwrite, progress=progress)
         except AutoregError as error:
             failed += 1
             click.echo(f"autoreg: {error}", err=True)
             continue
         seconds = time.perf_counter() - start
         line = {"source": source, "map": str(target), "seconds": round(seconds, 3)}
-        click.echo(json.dumps(line) if as_json else f"{target}")
+        line |= {"tiling_dependent": round(segmented.tiling_dependent, 6)}
+        share = (
+            f": {100 * segmented.tiling_dependent:.2f} % of the labels depend on the tiling "
+            "(the model looks at the whole tile)"
+            if engine.spec.receptive_field_px is None
+            else ""
+        )
+        click.echo(json.dumps(line) if as_json else f"{target}{share}")
     if failed:
         click.echo(f"autoreg: {failed} of {len(tiles)} rasters failed", err=True)
         raise click.exceptions.Exit(SOME_FAILED)
 
 
-@cli.command(epilog="autoreg evaluate out/scene.tif truth/scene.tif\nautoreg evaluate out/ truth/ --json")
+@cli.command(
+    epilog="autoreg evaluate out/scene.tif truth/scene.tif\nautoreg evaluate out/ truth/ --json\n"
+    "autoreg evaluate out/ truth/ --matching many-to-one --map-on 10\nautoreg evaluate out/ potsdam/ --protocol iic+"
+)
 @click.argument("labels", type=_PATH)
 @click.argument("truth", type=_PATH)
+@click.option(
+    "--matching",
+    metavar="[one-to-one|many-to-one]",
+    default="one-to-one",
+    show_default=True,
+    help="A cluster for each class, or any number of clusters.",
+)
+@click.option("--map-on", type=int, metavar="N", help="Match on N pairs drawn at random, and score the others.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw of --map-on.")
+@click.option("--protocol", metavar="[iic|labelled_test|iic+]", help="What to match on and to score in a prepared data set.")
 @_as_json
-def evaluate(labels: Path, truth: Path, as_json: bool) -> None:
+def evaluate(
+    labels: Path, truth: Path, matching: str, map_on: int | None, seed: int, protocol: str | None, as_json: bool
+) -> None:
     """Score class maps against true ones.
 
-    Clusters are matched to classes one to one. LABELS and TRUTH are two rasters, or two folders whose files are
-    paired by name. 255 in either is ignored.
+    Clusters are matched to classes first. LABELS and TRUTH are two rasters, or two folders whose files are paired by
+    name. 255 in either is ignored.
+
+    With --protocol, TRUTH is a data set that autoreg data prepared, and LABELS holds the maps of its images: iic matches
+    on and scores all labelled ones, labelled_test only those of that list; iic+ matches on labelled_train and scores
+    labelled_test.
     """
     from autoreg.evaluation import evaluate as evaluate_maps
+    from autoreg.evaluation import pair_files, split_pairs
+
+    mapping: list[tuple[Path, Path]] | None = None
+    if protocol is not None:
+        if map_on is not None:
+            raise ConfigError(f"--protocol {protocol} and --map-on {map_on} both say what to match on; leave one out")
+        mapping, pairs = _protocol_pairs(labels, truth, protocol)
+    else:
+        pairs = pair_files(labels, truth)
+        if map_on is not None:
+            mapping, pairs = split_pairs(pairs, map_on, seed)
+    result = evaluate_maps(pairs, mapping_pairs=mapping, matching=matching)
+    click.echo(json.dumps(result.as_dict()) if as_json else _table(result))
+
+
+def _protocol_pairs(
+    labels: Path, truth: Path, protocol: str
+) -> tuple[list[tuple[Path, Path]] | None, list[tuple[Path, Path]]]:
+    """Maps and truths to match on, None if they are those to score, and maps and truths to score."""
+    from autoreg.datasets.layout import LABELS, protocol_pairs
     from autoreg.evaluation import pair_files
 
-    result = evaluate_maps(pair_files(labels, truth))
-    click.echo(json.dumps(result.as_dict()) if as_json else _table(result))
+    mapping, scoring = protocol_pairs(truth, protocol)
+    pairs = pair_files(labels, truth / LABELS, scoring)
+    return None if mapping == scoring else pair_files(labels, truth / LABELS, mapping), pairs
 
 
 @cli.command(epilog="autoreg info checkpoint.pt\nautoreg info model.onnx --json")
@@ -211,6 +328,8 @@ def info(file: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(promises))
         return
+    if promises["receptive_field_px"] is None:
+        promises["receptive_field_px"] = "whole tile"
     width = max(map(len, promises))
     for name, value in promises.items():
         text = (
@@ -219,6 +338,52 @@ def info(file: Path, as_json: bool) -> None:
             else value
         )
         click.echo(f"{name:<{width}}  {text}")
+
+
+@cli.command(
+    epilog="autoreg data potsdam downloads/potsdam potsdam\nautoreg data coco-stuff3 downloads/coco coco3 --iic-compat"
+)
+@click.argument("name")
+@click.argument("raw", type=_PATH)
+@click.argument("output", type=_PATH)
+@click.option("--iic-compat", is_flag=True, help="With the faults of the recipe that the published figures were made with.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw of the labelled test images."
+)
+@_overwrite
+@_quiet
+def data(name: str, raw: Path, output: Path, iic_compat: bool, seed: int, overwrite: bool, quiet: bool) -> None:
+    """Prepare a data set of the paper.
+
+    NAME is potsdam, potsdam3, coco-stuff or coco-stuff3. RAW is the folder with the original downloads, OUTPUT the one to
+    make: images and labels as GeoTIFF, and lists of what is for training and for testing.
+    """
+    from autoreg.datasets import prepare
+
+    with counting_bar(name, quiet) as progress:
+        prepared = prepare(name, raw, output, iic_compat=iic_compat, seed=seed, overwrite=overwrite, progress=progress)
+    click.echo(
+        f"{output}: {prepared.unlabelled_train} images without labels, {prepared.labelled_train} with labels to train, "
+        f"{prepared.labelled_test} to test"
+    )
+    click.echo(f"next: autoreg train {output}/images/*.tif --preset {name}")
+
+
+@cli.command(epilog="autoreg orderings figures\nautoreg orderings docs/figures --overwrite")
+@click.argument("folder", type=_PATH)
+@_overwrite
+def orderings(folder: Path, overwrite: bool) -> None:
+    """Draw the scan orders.
+
+    Writes four SVG files into FOLDER: the paths of the sixteen orderings, their attention masks, the masked kernels, and
+    what a pixel sees after some convolutions, with the blind spots that attention opens (Figs. 2 to 6, 9 and 10 of the
+    paper).
+    """
+    from autoreg.network.figures import draw_figures
+
+    _make_folder(folder)
+    for path in draw_figures(folder, overwrite=overwrite):
+        click.echo(path)
 
 
 @cli.command(epilog="autoreg demo demo\nautoreg demo /tmp/demo --seed 1 --overwrite")
@@ -260,10 +425,11 @@ def demo(context: click.Context, folder: Path, seed: int, overwrite: bool, quiet
         scenes=tuple(scenes),
         output=checkpoint,
         config_path=config,
+        preset=None,
         resume=False,
         quiet=quiet,
     )
-    run(export, f"export {checkpoint} -o {model}", checkpoint=checkpoint, output=model, fp16=False)
+    run(export, f"export {checkpoint} -o {model}", checkpoint=checkpoint, output=model, fp16=False, backbone=None)
     run(
         segment,
         f"segment {tile} -m {model} -o {class_map.parent}",
@@ -339,16 +505,23 @@ def _describe(path: Path) -> dict[str, Any]:
 
 def _table(result: "Evaluation") -> str:
     """The scores as text: a row per class of the truth."""
-    lines = [f"accuracy {100 * result.accuracy:.2f} %   mIoU {100 * result.mean_iou:.2f} %   {result.pixels} pixels", ""]
-    lines.append(f"{'class':>5}  {'cluster':>7}  {'share %':>8}  {'recall %':>8}  {'IoU %':>6}")
-    sizes = result.confusion.sum(axis=0)
-    for true_class, (size, iou) in enumerate(zip(sizes.tolist(), result.iou, strict=True)):
-        cluster = result.matching.index(true_class) if true_class in result.matching else None
-        hits = int(result.confusion[cluster, true_class]) if cluster is not None else 0
-        recall = f"{100 * hits / size:.2f}" if size else "-"
-        name = "-" if cluster is None else cluster
+    lines = [
+        f"accuracy {100 * result.accuracy:.2f} %   mIoU {100 * result.mean_iou:.2f} %   NMI {result.nmi:.4f}   "
+        f"most frequent class {100 * result.majority_share:.2f} %   {result.pixels} pixels",
+        "",
+    ]
+    clusters: list[list[int]] = [[] for _ in result.iou]
+    for cluster, true_class in enumerate(result.matching):
+        if true_class is not None:
+            clusters[true_class].append(cluster)
+    names = [" ".join(map(str, found)) or "-" for found in clusters]
+    width = max(7, *map(len, names))
+    lines.append(f"{'class':>5}  {'cluster':>{width}}  {'share %':>8}  {'recall %':>8}  {'IoU %':>6}")
+    sizes = result.confusion.sum(axis=0).tolist()
+    for true_class, (name, size, iou) in enumerate(zip(names, sizes, result.iou, strict=True)):
+        recall = f"{100 * int(result.confusion[clusters[true_class], true_class].sum()) / size:.2f}" if size else "-"
         overlap = f"{100 * iou:.2f}" if size else "-"
-        lines.append(f"{true_class:>5}  {name:>7}  {100 * size / result.pixels:>8.2f}  {recall:>8}  {overlap:>6}")
+        lines.append(f"{true_class:>5}  {name:>{width}}  {100 * size / result.pixels:>8.2f}  {recall:>8}  {overlap:>6}")
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
-"""How well clusters fit classes: one streamed confusion matrix, and the matching that makes the most of it. No torch."""
+"""How well clusters fit classes: streamed confusion matrices, and the matching that makes the most of them. No torch."""
 
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoreg.errors import RasterError
+from autoreg.errors import ConfigError, RasterError
 from autoreg.optional import require
 from autoreg.raster.reader import open_dataset
 from autoreg.spec import NODATA_LABEL
+
+MATCHINGS = ("one-to-one", "many-to-one")
+"""See ``match_clusters``."""
 
 _CLASSES = NODATA_LABEL + 1
 _ROWS_AT_ONCE_PX = 2**24
@@ -25,14 +29,20 @@ class Evaluation:
     Attributes:
         accuracy: share of the pixels whose matched class is the true one (total over all maps), 0..1.
         mean_iou: mean of ``iou`` over the classes that occur in the truth.
-        iou: intersection over union per class of the truth, 0..1; NaN for a class that occurs nowhere.
-        matching: class that each cluster stands for; None for a cluster that is left over.
+        iou: intersection over union per class of the truth, 0..1, of all clusters that stand for it; NaN for a class that
+            does not occur in the truth.
+        nmi: mutual information of clusters and classes over the mean of their entropies, 0..1; asks for no matching. 1 if
+            there is but one cluster and one class.
+        majority_share: share of the most frequent class, 0..1: the accuracy of whoever answers nothing else.
+        matching: class that each cluster stands for; None for a cluster that stands for none, all its pixels are wrong.
         confusion: pixels, (clusters, classes).
     """
 
     accuracy: float
     mean_iou: float
     iou: tuple[float, ...]
+    nmi: float
+    majority_share: float
     matching: tuple[int | None, ...]
     confusion: NDArray[np.int64]
 
@@ -47,6 +57,8 @@ class Evaluation:
             "accuracy": self.accuracy,
             "mean_iou": self.mean_iou,
             "iou": [None if np.isnan(value) else value for value in self.iou],
+            "nmi": self.nmi,
+            "majority_share": self.majority_share,
             "matching": list(self.matching),
             "pixels": self.pixels,
             "confusion": self.confusion.tolist(),
@@ -63,62 +75,150 @@ def confusion_matrix(labels: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDA
     return counts.astype(np.int64)
 
 
-def score(confusion: NDArray[np.int64]) -> Evaluation:
-    """Match clusters to classes one to one, so that most pixels are right (Hungarian method), and score that.
+def match_clusters(confusion: NDArray[np.int64], matching: str) -> tuple[int | None, ...]:
+    """The class that each cluster stands for.
+
+    ``one-to-one`` makes most pixels right while no two clusters share a class (Hungarian method; section 4, evaluation
+    metrics). ``many-to-one`` gives each cluster the class that most of its pixels have, the first of several (section 4.1,
+    overclustering, and Fig. 7). Either way a cluster or a class without pixels stays out.
 
     Args:
-        confusion: pixels by cluster and class, of any size; unused clusters and classes at the end are dropped.
+        confusion: pixels by cluster and class, of any size, of the images to map on.
+        matching: one of ``MATCHINGS``.
+
+    Returns:
+        A class, or None, for each cluster up to the last that has pixels.
+
+    Raises:
+        ConfigError: ``matching`` is not one of ``MATCHINGS``.
+        RasterError: no pixel counts.
+    """
+    _check_matching(matching)
+    _check_pixels(confusion)
+    clusters, classes = (np.flatnonzero(confusion.any(axis=axis)) for axis in (1, 0))
+    counts = confusion[np.ix_(clusters, classes)]
+    if matching == "one-to-one":
+        rows, cols = require("scipy.optimize").linear_sum_assignment(counts, maximize=True)
+    else:
+        rows, cols = np.arange(len(clusters)), counts.argmax(axis=1)
+    found = dict(zip(clusters[rows].tolist(), classes[cols].tolist(), strict=True))
+    return tuple(found.get(cluster) for cluster in range(int(clusters[-1]) + 1))
+
+
+def score(confusion: NDArray[np.int64], matching: Sequence[int | None] | None = None) -> Evaluation:
+    """Score clusters as the classes that they stand for.
+
+    Args:
+        confusion: pixels by cluster and class, of any size; clusters and classes at the end that neither have pixels nor are
+            matched are dropped.
+        matching: what ``match_clusters`` found, on these or on other images; clusters beyond its end stand for no class.
+            None for the best one-to-one matching of ``confusion`` itself.
 
     Raises:
         RasterError: no pixel counts.
     """
-    if not confusion.any():
-        raise RasterError("no pixel has both a label and a true class, expected some below 255 in both")
-    clusters = int(np.flatnonzero(confusion.any(axis=1))[-1]) + 1
-    classes = int(np.flatnonzero(confusion.any(axis=0))[-1]) + 1
-    confusion = confusion[:clusters, :classes]
-    rows, cols = require("scipy.optimize").linear_sum_assignment(confusion, maximize=True)
-    matching: list[int | None] = [None] * clusters
-    iou = np.where(confusion.any(axis=0), 0.0, np.nan)
-    for cluster, true_class in zip(rows.tolist(), cols.tolist(), strict=True):
-        matching[cluster] = true_class
-        both = confusion[cluster, true_class]
-        either = confusion[cluster].sum() + confusion[:, true_class].sum() - both
-        if confusion[:, true_class].any():
-            iou[true_class] = both / either
+    _check_pixels(confusion)
+    confusion, found = _fit(confusion, match_clusters(confusion, "one-to-one") if matching is None else matching)
+    total, sizes = confusion.sum(), confusion.sum(axis=0)
+    by_class = np.zeros((len(sizes), len(sizes)), np.int64)
+    for counts, true_class in zip(confusion, found, strict=True):
+        if true_class is not None:
+            by_class[true_class] += counts
+    hits = by_class.diagonal()
+    either = by_class.sum(axis=1) + sizes - hits
+    iou = np.where(sizes > 0, hits / np.maximum(either, 1), np.nan)
     return Evaluation(
-        accuracy=float(confusion[rows, cols].sum() / confusion.sum()),
+        accuracy=float(hits.sum() / total),
         mean_iou=float(np.nanmean(iou)),
         iou=tuple(iou.tolist()),
-        matching=tuple(matching),
+        nmi=_normalised_information(confusion),
+        majority_share=float(sizes.max() / total),
+        matching=found,
         confusion=confusion,
     )
 
 
-def evaluate(pairs: Iterable[tuple[Path, Path]]) -> Evaluation:
+def evaluate(
+    pairs: Iterable[tuple[Path, Path]],
+    *,
+    mapping_pairs: Iterable[tuple[Path, Path]] | None = None,
+    matching: str = "one-to-one",
+) -> Evaluation:
     """Score class maps against truths, reading a few rows at a time.
 
     Args:
         pairs: a map and its truth, each a raster with one band of uint8.
+        mapping_pairs: the same, of the images that say which class each cluster stands for; None for ``pairs`` themselves.
+        matching: one of ``MATCHINGS``, see ``match_clusters``.
 
     Raises:
-        RasterError: a file cannot be read, is not a class map, or has another size than its partner.
+        ConfigError: ``matching`` is not one of ``MATCHINGS``.
+        RasterError: a file cannot be read, is not a class map, or has another size than its partner, or no pixel counts.
     """
-    total = np.zeros((_CLASSES, _CLASSES), np.int64)
-    for labels_path, truth_path in pairs:
-        for labels, truth in _rows(labels_path, truth_path):
-            total += confusion_matrix(labels, truth)
-    return score(total)
+    _check_matching(matching)
+    if mapping_pairs is not None:
+        found = match_clusters(_confusion_of(mapping_pairs), matching)
+        return score(_confusion_of(pairs), found)
+    confusion = _confusion_of(pairs)
+    return score(confusion, match_clusters(confusion, matching))
 
 
-def pair_files(labels: Path, truth: Path) -> list[tuple[Path, Path]]:
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation of a score over seeds; the deviation of one value is 0.
+
+    Raises:
+        ConfigError: there is no value.
+    """
+    if not values:
+        raise ConfigError("there are 0 values to average, expected at least 1; run at least one seed")
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def split_pairs(
+    pairs: Sequence[tuple[Path, Path]], count: int, seed: int
+) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
+    """Draw the pairs to map on; the others are to be scored (section 4.1, overclustering, and Fig. 7).
+
+    Args:
+        pairs: as for ``evaluate``.
+        count: number to map on, 1 to ``len(pairs) - 1``. With one seed, a larger draw contains the smaller ones.
+        seed: of the draw, at least 0.
+
+    Returns:
+        The pairs to map on and the pairs to score, each in the order of ``pairs``.
+
+    Raises:
+        ConfigError: ``count`` leaves nothing to map on or nothing to score.
+    """
+    if len(pairs) < 2:
+        raise ConfigError(
+            f"the number of maps with a truth is {len(pairs)}, expected at least 2, one to map on and one to score"
+        )
+    if not 1 <= count < len(pairs):
+        raise ConfigError(
+            f"the number of pairs to map on is {count}, expected 1 to {len(pairs) - 1}: "
+            f"some of the {len(pairs)} have to be left to score"
+        )
+    drawn = set(np.random.default_rng(seed).permutation(len(pairs))[:count].tolist())
+    mapping = [pair for index, pair in enumerate(pairs) if index in drawn]
+    return mapping, [pair for index, pair in enumerate(pairs) if index not in drawn]
+
+
+def pair_files(labels: Path, truth: Path, names: Sequence[str] | None = None) -> list[tuple[Path, Path]]:
     """The maps and truths to compare: two files, or two folders whose files are paired by name without suffix.
 
+    Args:
+        labels: a map, or a folder of maps.
+        truth: its truth, or a folder of truths.
+        names: of the files in the two folders to pair, in this order; None for all maps.
+
     Raises:
-        RasterError: one is a file and the other a folder, or a map has no truth, or there is no map.
+        RasterError: one is a file and the other a folder, or a map has no truth or a truth no map, or there is no map.
     """
     if not labels.exists() or not truth.exists():
         raise RasterError(f"there is no file or folder {truth if labels.exists() else labels}")
+    if names is not None and not (labels.is_dir() and truth.is_dir()):
+        raise RasterError(f"{truth if labels.is_dir() else labels} is a file, expected a folder with {len(names)} rasters")
     if labels.is_dir() != truth.is_dir():
         raise RasterError(f"{labels} and {truth} are a file and a folder, expected two files or two folders")
     if labels.is_file():
@@ -126,10 +226,62 @@ def pair_files(labels: Path, truth: Path) -> list[tuple[Path, Path]]:
     maps, truths = _by_stem(labels), _by_stem(truth)
     if not maps:
         raise RasterError(f"there is no raster in the folder {labels}")
-    missing = sorted(set(maps) - set(truths))
-    if missing:
-        raise RasterError(f"{truth} has no raster named {missing[0]}, expected one for each of the {len(maps)} in {labels}")
-    return [(maps[stem], truths[stem]) for stem in sorted(maps)]
+    if names is None:
+        names = sorted(maps)
+    elif missing := sorted(set(names) - set(maps)):
+        raise RasterError(
+            f"{labels} has no map named {missing[0]}, expected one for each of {len(names)} images, {len(missing)} are "
+            "missing; run autoreg segment on them first"
+        )
+    if missing := sorted(set(names) - set(truths)):
+        raise RasterError(f"{truth} has no raster named {missing[0]}, expected one for each of the {len(names)} in {labels}")
+    return [(maps[name], truths[name]) for name in names]
+
+
+def _check_matching(matching: str) -> None:
+    if matching not in MATCHINGS:
+        raise ConfigError(f"there is no matching {matching!r}, expected one of {', '.join(MATCHINGS)}")
+
+
+def _check_pixels(confusion: NDArray[np.int64]) -> None:
+    if not confusion.any():
+        raise RasterError(
+            "no pixel has both a label and a true class, expected some below 255 in both; give images with both"
+        )
+
+
+def _fit(confusion: NDArray[np.int64], matching: Sequence[int | None]) -> tuple[NDArray[np.int64], tuple[int | None, ...]]:
+    """Both cut or padded to the clusters and classes that have pixels or are matched."""
+    matched = [true_class for true_class in matching if true_class is not None]
+    rows, cols = (int(np.flatnonzero(confusion.any(axis=axis))[-1]) + 1 for axis in (1, 0))
+    clusters, classes = max(rows, len(matching)), max(cols, max(matched, default=-1) + 1)
+    fitted = np.zeros((clusters, classes), np.int64)
+    fitted[:rows, :cols] = confusion[:rows, :cols]
+    return fitted, (*matching, *[None] * (clusters - len(matching)))
+
+
+def _normalised_information(confusion: NDArray[np.int64]) -> float:
+    """Mutual information of rows and columns over the arithmetic mean of their entropies."""
+    joint = confusion / confusion.sum()
+    by_cluster, by_class = joint.sum(axis=1), joint.sum(axis=0)
+    entropies = _entropy(by_cluster) + _entropy(by_class)
+    if entropies == 0:
+        return 1.0
+    information = entropies - _entropy(joint)
+    return float(np.clip(2 * information / entropies, 0, 1))
+
+
+def _entropy(shares: NDArray[np.float64]) -> float:
+    used = shares[shares > 0]
+    return float(-(used * np.log(used)).sum())
+
+
+def _confusion_of(pairs: Iterable[tuple[Path, Path]]) -> NDArray[np.int64]:
+    total = np.zeros((_CLASSES, _CLASSES), np.int64)
+    for labels_path, truth_path in pairs:
+        for labels, truth in _rows(labels_path, truth_path):
+            total += confusion_matrix(labels, truth)
+    return total
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

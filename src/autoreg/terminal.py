@@ -79,6 +79,19 @@ def training_bar(quiet: bool) -> Iterator[Callable[["Status"], None]]:
 
 
 @contextmanager
+def counting_bar(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Count what is done on stderr: a bar on a terminal, else nothing."""
+    bar = _Bar(name, show_pos=True)
+
+    def report(done: int, total: int) -> None:
+        if not quiet and sys.stderr.isatty():
+            bar.show(done, total, "")
+
+    with closing(bar):
+        yield report
+
+
+@contextmanager
 def pixel_bar(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """Report the segmentation of one raster on stderr, with its speed: a bar on a terminal, else one line at the end."""
     bar = _Bar(Path(name).name, show_pos=False)

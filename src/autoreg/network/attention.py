@@ -49,10 +49,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, ordering: Ordering | None,
     Returns:
         (N, height * width, d).
     """
-    # With a head axis, and contiguous, torch takes its memory-efficient kernels.
-    query, key, value = query[:, None], key[:, None], value[:, None]
+    attention = functional.scaled_dot_product_attention
     if ordering is None:
-        return functional.scaled_dot_product_attention(query, key, value)[:, 0]
+        # With a head axis torch takes its memory-efficient kernels.
+        return attention(query[:, None], key[:, None], value[:, None])[:, 0]
     visited, rank = scan(ordering, height, width, query.device)
-    query, key, value = query[:, :, visited], key[:, :, visited], value[:, :, visited]
-    return functional.scaled_dot_product_attention(query, key, value, is_causal=True)[:, 0, rank]
+    query, key, value = (tokens.index_select(1, visited)[:, None] for tokens in (query, key, value))
+    return attention(query, key, value, is_causal=True)[:, 0].index_select(1, rank)
