@@ -316,6 +316,59 @@ def _protocol_pairs(
     return None if mapping == scoring else pair_files(labels, truth / LABELS, mapping), pairs
 
 
+@cli.command(
+    epilog="autoreg probe checkpoint.pt images truth\nautoreg probe arl.pt images truth --train-on 40 --kind non-linear"
+)
+@click.argument("checkpoint", type=_PATH)
+@click.argument("images", type=_PATH)
+@click.argument("truth", type=_PATH)
+@click.option("--train-on", type=int, metavar="N", help="Images with labels to train on, drawn at random.  [default: half]")
+@click.option("--kind", metavar="[linear|non-linear]", default="linear", show_default=True, help="Of the classifier.")
+@click.option(
+    "--on", metavar="[features|decoder]", default="features", show_default=True, help="What it sees; the paper: decoder."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw and the first weights.")
+@_backbone
+@_as_json
+def probe(
+    checkpoint: Path,
+    images: Path,
+    truth: Path,
+    train_on: int | None,
+    kind: str,
+    on: str,
+    seed: int,
+    backbone: str | None,
+    as_json: bool,
+) -> None:
+    """Measure what a network has learned.
+
+    Trains a classifier on the frozen network, with the labels of some images, and scores it on the others. IMAGES and
+    TRUTH are two folders whose files are paired by name.
+    """
+    from autoreg.evaluation import pair_files, split_pairs
+    from autoreg.network.backbone import load_backbone
+    from autoreg.network.checkpoint import load_checkpoint
+    from autoreg.train.probes import probe as train_probe
+
+    content = load_checkpoint(checkpoint)
+    network = content.build_network(load_backbone(backbone or "", len(content.bands)))
+    pairs = pair_files(images, truth)
+    train_pairs, test_pairs = split_pairs(pairs, len(pairs) // 2 if train_on is None else train_on, seed)
+    result = train_probe(
+        network,
+        train_pairs,
+        test_pairs,
+        bands=content.bands,
+        dtype=content.dtype,
+        crop_px=content.samples.shape[-1],
+        kind=kind,
+        on=on,
+        seed=seed,
+    )
+    click.echo(json.dumps(result.as_dict()) if as_json else _table(result))
+
+
 @cli.command(epilog="autoreg info checkpoint.pt\nautoreg info model.onnx --json")
 @click.argument("file", type=_PATH)
 @_as_json
