@@ -19,7 +19,7 @@ from autoreg.network.orderings import RASTER_ORDERINGS
 from autoreg.raster.reader import georeference_optional
 from autoreg.runtime.engine import Engine, load_engine
 from autoreg.train import TrainConfig, train_network
-from autoreg.train.views import calibrate_decoder
+from autoreg.train.views import calibrate_network
 
 # Machines are shared: no example is too slow. The same examples each time: a red test is red for everybody.
 settings.register_profile("autoreg", deadline=None, derandomize=True)
@@ -44,8 +44,7 @@ def save_random_checkpoint(path: Path, *, stride: int, classes: int = 4, bands: 
     network.mean.fill_(100.0)
     network.std.fill_(50.0)
     samples = torch.from_numpy(noise(bands, 64, 64).astype(np.float32))[None].expand(2, -1, -1, -1).contiguous()
-    for _ in range(20):  # let the batch norm's running statistics settle
-        calibrate_decoder(network, samples, RASTER_ORDERINGS)
+    calibrate_network(network, samples, RASTER_ORDERINGS)
     names = tuple(f"band{index + 1}" for index in range(bands))
     weights = dict(network.state_dict())
     save_checkpoint(Checkpoint(network.config, weights, names, "uint8", samples, {}, {"step": 0}), path, overwrite=True)

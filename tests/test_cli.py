@@ -16,6 +16,7 @@ import onnx
 import pytest
 import rasterio
 
+from autoreg.cli import cli
 from autoreg.evaluation import pair_files, split_pairs
 from autoreg.network.checkpoint import load_checkpoint
 from autoreg.spec import ModelSpec
@@ -186,7 +187,7 @@ def test_ctrl_c_leaves_no_half_written_map(model: Path, tmp_path: Path) -> None:
     assert list(out.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["train", "export", "segment", "evaluate", "info", "demo"])
+@pytest.mark.parametrize("command", list(cli.commands))
 def test_every_help_ends_in_examples(command: str) -> None:
     text = autoreg(command, "--help").stdout
     assert text.rstrip().splitlines()[-1].strip().startswith(f"autoreg {command}")

@@ -9,7 +9,7 @@ from autoreg.network.config import NetworkConfig
 from autoreg.network.network import Network
 from autoreg.network.orderings import ORDERINGS, RASTER_ORDERINGS, Ordering, find_orderings
 from autoreg.train.losses import joint_distribution, joint_per_displacement, mutual_information
-from autoreg.train.views import calibrate_decoder, draw_orderings, predict_crossed, view_features
+from autoreg.train.views import calibrate_network, draw_orderings, predict_crossed, view_features
 
 SAMPLINGS = ("random", "no_rep", "hard")
 
@@ -129,7 +129,7 @@ def test_a_calibrated_decoder_starts_with_balanced_logits() -> None:
     torch.manual_seed(0)
     network = Network(NetworkConfig(3, 6, 16, (16, 16, 16), 2, aux_classes=12)).train()
     images = torch.rand(8, 3, 32, 32)
-    calibrate_decoder(network, images, RASTER_ORDERINGS)
+    calibrate_network(network, images, RASTER_ORDERINGS)
     assert network.auxiliary
     for decoder in (network.decoder, network.auxiliary):
         with torch.no_grad():
@@ -137,3 +137,5 @@ def test_a_calibrated_decoder_starts_with_balanced_logits() -> None:
             logits = torch.cat([decoder(network.features(encoded, ordering)) for ordering in RASTER_ORDERINGS])
         torch.testing.assert_close(logits.mean(dim=(0, 2, 3)), torch.zeros(logits.shape[1]), atol=1e-3, rtol=0)
         torch.testing.assert_close(logits.std(dim=(0, 2, 3)), torch.ones(logits.shape[1]), atol=1e-3, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval().encode(images), network.train().encode(images), atol=1e-2, rtol=1e-2)

@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from autoreg.network.network import Network
 
-_CHUNK = 2**16
 _KEPT_VARIANCE, _MOST_COMPONENTS = 0.99, 64
 _RESTARTS, _ITERATIONS = 10, 100
+_SETTLED = 1e-4
+"""The iteration ends when the mean squared distance shrinks by less than this share."""
 
 
 class Whitening(NamedTuple):
@@ -63,9 +65,10 @@ def fit_centres(points: Tensor, clusters: int, seed: int) -> Tensor:
 
 
 def assign(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest centre of each point, int64 (n,), and the squared distance to it (n,); in chunks."""
-    parts = [_squared_distances(chunk, centres).min(dim=1) for chunk in torch.split(points, _CHUNK)]
-    return torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
+    """The nearest centre of each point, int64 (n,), and the squared distance to it (n,)."""
+    # The squares of the points are the same for all centres.
+    nearest = (points @ centres.T - centres.square().sum(dim=1) / 2).max(dim=1)
+    return nearest.indices, (points.square().sum(dim=1) - 2 * nearest.values).clamp_min(0)
 
 
 def linear_clusters(whitening: Whitening, centres: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,22 +97,17 @@ def fit_decoder(network: Network, features: Tensor, seed: int) -> None:
         network.decoder.bias.copy_(bias)
 
 
-def _squared_distances(points: Tensor, centres: Tensor) -> Tensor:
-    squares = points.square().sum(dim=1, keepdim=True) + centres.square().sum(dim=1)
-    return (squares - 2 * points @ centres.T).clamp_min(0)
-
-
 def _spread(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     """First centres by k-means++: each a point, drawn by its squared distance to the nearest one so far."""
     centres = points[torch.randint(len(points), (1,), generator=generator)]
-    nearest = _squared_distances(points, centres)[:, 0]
+    nearest = assign(points, centres)[1]
     while len(centres) < clusters:
         # By inverting the cumulative sum: torch.multinomial ends at 2^24 points.
         total = nearest.double().cumsum(0)
         place = torch.searchsorted(total, torch.rand(1, generator=generator, dtype=torch.float64) * total[-1])
         centre = points[place.clamp_max(len(points) - 1)]
         centres = torch.cat([centres, centre])
-        nearest = torch.minimum(nearest, _squared_distances(points, centre)[:, 0])
+        nearest = torch.minimum(nearest, assign(points, centre)[1])
     return centres
 
 
@@ -119,11 +117,11 @@ def _run(points: Tensor, centres: Tensor) -> tuple[Tensor, float]:
     for _ in range(_ITERATIONS):
         labels, distances = assign(points, centres)
         cost = distances.mean().item()
-        if cost >= before * (1 - 1e-6):
+        if cost >= before * (1 - _SETTLED):
             break
         before = cost
         counts = labels.bincount(minlength=len(centres))
-        sums = torch.zeros_like(centres).index_add_(0, labels, points)
+        sums = functional.one_hot(labels, len(centres)).T.to(points) @ points
         # A centre that nobody is nearest to stays where it is.
         centres = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), centres)
     return centres, cost

@@ -26,7 +26,7 @@ from autoreg.train.kmeans import fit_decoder
 from autoreg.train.objectives import Objective, make_objective
 from autoreg.train.objectives.objective import Step
 from autoreg.train.objectives.representation import valid_cells
-from autoreg.train.views import calibrate_decoder
+from autoreg.train.views import calibrate_network
 
 STATUS_EVERY = 20
 """Steps between two looks at the unmasked network."""
@@ -34,9 +34,8 @@ STATUS_EVERY = 20
 COLLAPSE_NATS = 1e-3
 COLLAPSE_SHARE = 0.99
 
-_FIT_BATCHES = 8
-_FIT_VALUES = 2**25
-"""Of the features that K-means sees: 32 million numbers, 128 MB."""
+_FIT_BATCHES, _FIT_CELLS = 8, 2**15
+"""What K-means sees of the features: so many cells of so many batches."""
 
 _CHANGEABLE = {"steps", "device"}  # settings that a resumed training may set anew
 _log = logging.getLogger("autoreg")
@@ -68,8 +67,9 @@ class Status:
     @property
     def collapsed(self) -> bool:
         """Whether the views tell nothing about each other, or one cluster takes everything."""
-        informed = self.steps == 0 or self.mutual_information >= COLLAPSE_NATS
-        return not informed or max(self.usage, default=0.0) > COLLAPSE_SHARE
+        if self.steps == 0:
+            return False
+        return self.mutual_information < COLLAPSE_NATS or max(self.usage, default=0.0) > COLLAPSE_SHARE
 
 
 Observe = Callable[[Network, Status], None]
@@ -227,7 +227,7 @@ class _Training:
             if self.samples is None:
                 self.samples = images[:4].cpu()
                 with self._seeded(np.random.default_rng((config.seed, 3))):
-                    calibrate_decoder(network, images, find_orderings(config.orderings))
+                    calibrate_network(network, images, find_orderings(config.orderings))
             information = self._update(images, batch) if config.steps else 0.0
             if not math.isfinite(information):
                 raise ConfigError(f"the training diverged in step {self.step}; use a smaller learning_rate")
@@ -289,9 +289,8 @@ class _Training:
     def fit_clusters(self) -> None:
         """Find clusters of the features of the unmasked network by K-means, on some batches of the training."""
         self.network.eval()
-        width = self.network.config.feature_width
         rng = np.random.default_rng((self.config.seed, 2))
-        parts, most = [], max(_FIT_VALUES // width // _FIT_BATCHES, 1)
+        parts, most = [], _FIT_CELLS // _FIT_BATCHES
         batches = self._read(0)
         for batch in islice(batches, _FIT_BATCHES):
             images = torch.from_numpy(batch.images).to(self.network.mean.device)

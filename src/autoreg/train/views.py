@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoreg.network.network import Network
 from autoreg.network.orderings import Ordering
@@ -117,13 +117,26 @@ def view_features(
 
 
 @torch.no_grad()
-def calibrate_decoder(network: Network, images: Tensor, orderings: Sequence[Ordering]) -> None:
-    """Scale and shift the decoders so that on ``images`` each logit has mean 0 and deviation 1 over pixels and orderings.
+def calibrate_network(network: Network, images: Tensor, orderings: Sequence[Ordering]) -> None:
+    """Fit a network's first weights to ``images``, without labels.
 
-    Without it most seeds start dead: the blocks of Table 7 add non-negative branches without a norm, so at first one
-    cluster takes nearly every pixel and the gradient of the mutual information vanishes. No label is involved.
+    The decoders are scaled and shifted so that each logit has mean 0 and deviation 1 over pixels and orderings. Without it
+    most seeds start dead: the blocks of Table 7 add non-negative branches without a norm, so at first one cluster takes
+    nearly every pixel and the gradient of the mutual information vanishes. The statistics of the batch norms become those
+    of ``images``, so that the network is the same in training and in evaluation from the start.
+
+    Args:
+        network: in training mode.
+        images: raw pixels, float32 (N, bands, H, W).
+        orderings: that it will be trained under; without ordering if there are none.
     """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
     encoded = network.encode(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     features = torch.cat([network.features(encoded, ordering) for ordering in orderings or (None,)])
     for decoder in (network.decoder, network.auxiliary):
         if decoder is None or decoder.bias is None:
