@@ -1,4 +1,4 @@
-"""The rows of the paper's tables on a folder of images with labels: configurations over seeds, to a record and a table.
+"""The rows of the paper's tables on a folder of images with labels: configurations over seeds, to a record.
 
     python benchmarks/bench_ablation.py IMAGES LABELS --classes 5 --name dubai --seeds 0 1 2 --every 3 \
         --set size=tiny steps=120 --rows "AC" "Table 3"
@@ -16,7 +16,7 @@ from typing import Any
 
 from autoreg.evaluation import pair_files
 from autoreg.train import BASELINES, Status
-from autoreg.train.study import SELECTIONS, run_study
+from autoreg.train.study import run_study
 from record import record
 
 TABLES = Path(__file__).parent / "ablation" / "tables.toml"
@@ -24,7 +24,7 @@ PAPER = {"sampling": "random", "crossed": False, "entropy_weight": 1.0}
 
 
 def main() -> None:
-    """Parse, run, record, print."""
+    """Parse, run, record."""
     options = _parse()
     pairs = pair_files(options.images, options.labels)[:: options.every]
     rows = _rows(options.config, options.rows)
@@ -48,11 +48,6 @@ def main() -> None:
             "minutes": round((time.monotonic() - start) / 60, 1),
         },
     )
-    print(f"| configuration | {' | '.join(SELECTIONS)} | mIoU, final |\n| --- | --- | --- | --- | --- |")
-    for row in result:
-        summary = row.summary()
-        cells = [_cell(summary[selection]["accuracy_percent"]) for selection in SELECTIONS]
-        print(f"| {row.name} | {' | '.join(cells)} | {_cell(summary['final']['mean_iou_percent'])} |")
 
 
 def _parse() -> argparse.Namespace:
@@ -83,10 +78,6 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return name, value
-
-
-def _cell(figures: dict[str, Any]) -> str:
-    return f"{figures['mean']:.1f} ± {figures['deviation']:.1f}"
 
 
 if __name__ == "__main__":

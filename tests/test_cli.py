@@ -276,3 +276,66 @@ def test_mistakes_of_evaluate_get_one_sentence(prepared: Path) -> None:
     (prepared.parent / "out" / "b.tif").unlink()
     refused(evaluated("out", "prepared", "--protocol", "iic"), "out has no map named b")
     assert evaluated("out", "out", "--map-on", 1, "--seed", -1).returncode == 2
+
+
+def test_a_method_to_compare_with_goes_through_the_whole_chain(scenes: list[Path], tmp_path: Path) -> None:
+    for index, scene in enumerate(scenes):
+        for folder, source in (("images", scene), ("truth", scene.with_name(f"truth{index}.tif"))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{index}.tif").write_bytes(source.read_bytes())
+    (tmp_path / "small.toml").write_text('size = "tiny"\nbatch_size = 4\ncrop_px = 32\n')
+    trained = autoreg("baseline", "kmeans", *scenes, "-c", "small.toml", "-k", 5, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "step 0 of 0" in trained.stdout
+    assert autoreg("export", cwd=tmp_path).returncode == 0
+    assert autoreg("segment", "images/0.tif", "images/1.tif", cwd=tmp_path).returncode == 0
+    scores = json.loads(autoreg("evaluate", "out", "truth", "--json", cwd=tmp_path).stdout)
+    assert 0.2 < scores["accuracy"] <= 1
+    probed = autoreg("probe", "checkpoint.pt", "images", "truth", "--json", cwd=tmp_path)
+    assert probed.returncode == 0, probed.stderr
+    assert json.loads(probed.stdout)["accuracy"] > 0.2
+    refused(
+        autoreg("baseline", "magic", *scenes, cwd=tmp_path), "there is no baseline 'magic', expected one of random, kmeans"
+    )
+    refused(
+        autoreg("baseline", "kmeans", *scenes, "--steps", 5, cwd=tmp_path), "network pixels with features trains nothing"
+    )
+    refused(
+        autoreg("train", *scenes, "--preset", "mars", cwd=tmp_path), "there is no preset 'mars', expected one of coco-stuff3"
+    )
+    refused(autoreg("probe", "checkpoint.pt", "images", "truth", "--kind", "cubic", cwd=tmp_path), "probe's kind is 'cubic'")
+
+
+def test_data_prepares_what_train_and_evaluate_take(tmp_path: Path) -> None:
+    raw, rng = tmp_path / "raw", np.random.default_rng(0)
+    colours = np.array([[255, 255, 255], [0, 0, 255], [0, 255, 0]], np.uint8)
+    for name in ("2_10", "2_11"):
+        truth = rng.integers(0, 3, (20, 20)).repeat(40, axis=0).repeat(40, axis=1)
+        image = np.concatenate([colours[truth].transpose(2, 0, 1) // 2, rng.integers(0, 50, (1, 800, 800))]).astype(np.uint8)
+        for folder, suffix, pixels in (
+            ("4_Ortho_RGBIR", "RGBIR", image),
+            ("5_Labels_for_participants", "label", colours[truth].transpose(2, 0, 1)),
+        ):
+            (raw / folder).mkdir(parents=True, exist_ok=True)
+            save_raster(raw / folder / f"top_potsdam_{name}_{suffix}.tif", pixels)
+    made = autoreg("data", "potsdam3", raw, tmp_path / "potsdam3")
+    assert made.returncode == 0, made.stderr
+    assert "0 images without labels, 7 with labels to train, 1 to test" in made.stdout
+    images = sorted((tmp_path / "potsdam3" / "images").glob("*.tif"))
+    assert len(images) == 8
+    trained = autoreg("baseline", "kmeans", *images, "-k", 3, "-o", tmp_path / "c.pt")
+    assert trained.returncode == 0, trained.stderr
+    assert autoreg("export", tmp_path / "c.pt", "-o", tmp_path / "m.onnx").returncode == 0
+    assert autoreg("segment", *images, "-m", tmp_path / "m.onnx", "-o", tmp_path / "out").returncode == 0
+    scored = autoreg("evaluate", tmp_path / "out", tmp_path / "potsdam3", "--protocol", "iic", "--json")
+    assert json.loads(scored.stdout)["pixels"] == 8 * 200 * 200
+    refused(autoreg("data", "mars", raw, tmp_path / "mars"), "there is no data set 'mars'")
+    refused(autoreg("data", "potsdam", raw, tmp_path / "potsdam3"), "exists and is not empty; use --overwrite")
+
+
+def test_orderings_are_drawn(tmp_path: Path) -> None:
+    drawn = autoreg("orderings", tmp_path / "figures")
+    assert drawn.returncode == 0, drawn.stderr
+    names = ["orderings", "attention_masks", "kernels", "receptive_fields"]
+    assert [Path(line).stem for line in drawn.stdout.splitlines()] == names
+    refused(autoreg("orderings", tmp_path / "figures"), "exists; use --overwrite")

@@ -61,10 +61,10 @@ def training_bar(quiet: bool) -> Iterator[Callable[["Status"], None]]:
     bar = _Bar("training", show_pos=True)
 
     def describe(status: "Status") -> str:
-        used = f"{status.clusters_used}/{len(status.usage)} clusters"
+        used = f", {status.clusters_used}/{len(status.usage)} clusters" if status.usage else ""
         # At the very start one cluster may well hold everything: that is no collapse yet.
         collapsed = status.collapsed and status.step > status.steps // 10
-        return f"{status.mutual_information:.3f} nats, {used}{' COLLAPSED' if collapsed else ''}"
+        return f"{status.mutual_information:.3f} nats{used}{' COLLAPSED' if collapsed else ''}"
 
     def report(status: "Status") -> None:
         if quiet:

@@ -52,12 +52,14 @@ class Status:
             mutual information that it maximises; 0 if no step was done.
         usage: share of the pixels that the *unmasked* network gives to each cluster, on the last batch looked at; sums to 1.
             Empty while there are no clusters yet.
+        trains_clusters: whether the clusters are trained; else K-means finds them in the end, whatever was learned.
     """
 
     step: int
     steps: int
     mutual_information: float
     usage: tuple[float, ...]
+    trains_clusters: bool = True
 
     @property
     def clusters_used(self) -> int:
@@ -69,7 +71,8 @@ class Status:
         """Whether the views tell nothing about each other, or one cluster takes everything."""
         if self.steps == 0:
             return False
-        return self.mutual_information < COLLAPSE_NATS or max(self.usage, default=0.0) > COLLAPSE_SHARE
+        uninformed = self.trains_clusters and self.mutual_information < COLLAPSE_NATS
+        return uninformed or max(self.usage, default=0.0) > COLLAPSE_SHARE
 
 
 Observe = Callable[[Network, Status], None]
@@ -233,7 +236,7 @@ class _Training:
                 raise ConfigError(f"the training diverged in step {self.step}; use a smaller learning_rate")
             if self.objective.trains_decoder and (not usage or self.step % STATUS_EVERY == 0 or self.step == config.steps):
                 usage = self._usage(images, batch)
-            status = Status(self.step, config.steps, information, usage)
+            status = Status(self.step, config.steps, information, usage, self.objective.trains_decoder)
             if progress:
                 progress(status)
             if observe:
