@@ -47,6 +47,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({name: value for name, value in content.items() if name != "samples"}, tmp_path / "lacking.pt")
     torch.save(content | {"bands": ["a"]}, tmp_path / "bands.pt")
     torch.save(content | {"network": content["network"] | {"stride": 3}}, tmp_path / "stride.pt")
+    torch.save(content | {"network": content["network"] | {"kernel_size": 99999}}, tmp_path / "kernel.pt")
+    torch.save(content | {"network": content["network"] | {"widths": (16,) * 100_000}}, tmp_path / "blocks.pt")
     with zipfile.ZipFile(good) as source, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
         for entry in source.namelist():
             bomb.writestr(entry, source.read(entry))
@@ -60,9 +62,20 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         ("lacking.pt", "samples"),
         ("bands.pt", "1 bands for a network of 2"),
         ("stride.pt", "stride of 3"),
+        ("kernel.pt", "kernel of 99999 px"),
+        ("blocks.pt", "100000 blocks"),
     ):
         with pytest.raises(CheckpointError, match=message):
             load_checkpoint(tmp_path / name)
+
+
+def test_a_small_file_cannot_claim_a_large_network(tmp_path: Path) -> None:
+    path = save_random_checkpoint(tmp_path / "c.pt", stride=2)
+    content = torch.load(path, weights_only=True)
+    content["network"] |= {"widths": (65536,) * 50}  # more than 10^12 weights
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="do not fit its layers"):
+        load_checkpoint(path).build_network()
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:

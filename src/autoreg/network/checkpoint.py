@@ -55,11 +55,12 @@ class Checkpoint:
         name = self.settings.get("backbone")
         if self.network.extractor == "custom" and extractor is None and name:
             raise ConfigError(f"this checkpoint was trained on the backbone {name}; if you trust it, give --backbone {name}")
+        with torch.device("meta"):  # without memory: what the file claims may be larger than what it holds
+            layers = Network(self.network, extractor).state_dict()
+        if {key: value.shape for key, value in layers.items()} != {key: value.shape for key, value in self.weights.items()}:
+            raise CheckpointError("the weights of the checkpoint do not fit its layers; train again")
         network = Network(self.network, extractor)
-        try:
-            network.load_state_dict(self.weights)
-        except RuntimeError as error:
-            raise CheckpointError("the weights of the checkpoint do not fit its layers; train again") from error
+        network.load_state_dict(self.weights)
         return network.eval()
 
 

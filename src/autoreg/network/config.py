@@ -11,6 +11,9 @@ from autoreg.spec import NODATA_LABEL
 EXTRACTORS = ("stem", "identity", "resnet18", "pixels", "sift", "custom")
 """What comes before the residual blocks; see ``NetworkConfig.extractor``."""
 
+# What a file may claim; far more than anyone trains.
+_MOST_BANDS, _MOST_BLOCKS, _MOST_CHANNELS, _LARGEST_KERNEL = 4096, 256, 2**16, 63
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -49,8 +52,8 @@ class NetworkConfig:
     aux_classes: int = 0
 
     def __post_init__(self) -> None:
-        if self.bands < 1:
-            raise ConfigError(f"a network of {self.bands} bands was asked for, expected at least 1")
+        if not 1 <= self.bands <= _MOST_BANDS:
+            raise ConfigError(f"a network of {self.bands} bands was asked for, expected 1 to {_MOST_BANDS}")
         if not 2 <= self.classes <= NODATA_LABEL:
             raise ConfigError(f"{self.classes} clusters were asked for, expected 2 to {NODATA_LABEL}")
         if self.extractor not in EXTRACTORS:
@@ -58,13 +61,20 @@ class NetworkConfig:
         learned = self.extractor in ("stem", "identity", "resnet18")
         if (learned and self.stride not in (2, 4)) or not 1 <= self.stride <= 64:
             raise ConfigError(f"a stride of {self.stride} was asked for, expected 2 or 4")
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ConfigError(f"a kernel of {self.kernel_size} px was asked for, expected an odd size")
+        if not 1 <= self.kernel_size <= _LARGEST_KERNEL or self.kernel_size % 2 == 0:
+            raise ConfigError(
+                f"a kernel of {self.kernel_size} px was asked for, expected an odd size up to {_LARGEST_KERNEL}"
+            )
         if self.masking not in MASKINGS:
             raise ConfigError(f"the masking is {self.masking!r}, expected one of {', '.join(MASKINGS)}")
         widths = (self.stem_width, *self.widths)
         if (learned and not self.widths) or min(widths) < 1 or list(widths) != sorted(widths):
             raise ConfigError(f"the widths {widths} must be positive and never shrink from block to block")
+        if len(widths) > _MOST_BLOCKS or max(*widths, self.embedding) > _MOST_CHANNELS:
+            raise ConfigError(
+                f"{len(self.widths)} blocks of up to {max(widths)} channels and an embedding of {self.embedding} were asked "
+                f"for, expected less than {_MOST_BLOCKS} and at most {_MOST_CHANNELS}"
+            )
         if not 0 <= self.unmasked <= len(self.widths) or (self.extractor == "identity" and self.unmasked):
             raise ConfigError(f"{self.unmasked} of {len(self.widths)} blocks were asked for without masks")
         if self.attention and not self.masked:
