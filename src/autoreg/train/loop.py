@@ -23,8 +23,7 @@ from autoreg.output import check_output
 from autoreg.train.config import TrainConfig, config_from
 from autoreg.train.data import Batch, Scenes, estimate_normalisation, open_scenes, read_batches
 from autoreg.train.kmeans import fit_decoder
-from autoreg.train.objectives import Objective, make_objective
-from autoreg.train.objectives.objective import Step
+from autoreg.train.objectives import Objective, Step, make_objective
 from autoreg.train.objectives.representation import valid_cells
 from autoreg.train.views import calibrate_network
 

@@ -1,13 +1,11 @@
-"""The interface of an objective, and the table of them."""
+"""The interface of an objective."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 
 from autoreg.network.network import Network
-from autoreg.train.config import TrainConfig
 
 
 class Step(NamedTuple):
@@ -53,39 +51,3 @@ class Objective(nn.Module):
     def forward(self, network: Network, step: Step) -> Gain:
         """The gain of one step; ``network`` is in training mode."""
         raise NotImplementedError
-
-
-class Untrained(Objective):
-    """Nothing to maximise: the features are those of the first weights, or of no weights at all (``steps`` is 0)."""
-
-    trains_decoder = False
-
-    def __init__(self, config: TrainConfig, network: Network, bands: tuple[str, ...]) -> None:  # noqa: ARG002
-        super().__init__()
-
-
-def make_objective(config: TrainConfig, network: Network, bands: tuple[str, ...]) -> Objective:
-    """The objective that ``config.objective`` names.
-
-    Args:
-        config: of the training.
-        network: to be trained.
-        bands: their names.
-
-    Raises:
-        ConfigError: the bands do not fit the settings.
-    """
-    from autoreg.train.objectives.clustering import Clustering
-    from autoreg.train.objectives.deepcluster import DeepCluster
-    from autoreg.train.objectives.patches import PatchRelation
-    from autoreg.train.objectives.representation import Representation
-
-    table: dict[str, Callable[[TrainConfig, Network, tuple[str, ...]], Objective]] = {
-        "clustering": Clustering,
-        "representation": Representation,
-        "features": Untrained,
-        "deepcluster": DeepCluster,
-        "doersch": PatchRelation,
-        "isola": PatchRelation,
-    }
-    return table[config.objective](config, network, bands)
