@@ -329,6 +329,10 @@ def test_data_prepares_what_train_and_evaluate_take(tmp_path: Path) -> None:
     assert autoreg("segment", *images, "-m", tmp_path / "m.onnx", "-o", tmp_path / "out").returncode == 0
     scored = autoreg("evaluate", tmp_path / "out", tmp_path / "potsdam3", "--protocol", "iic", "--json")
     assert json.loads(scored.stdout)["pixels"] == 8 * 200 * 200
+    words = ["probe", tmp_path / "c.pt", tmp_path / "potsdam3" / "images", tmp_path / "potsdam3", "--protocol", "iic+"]
+    probed = json.loads(autoreg(*words, "--json").stdout)
+    assert (probed["pixels"], probed["accuracy"]) == (200 * 200, 1.0)  # each class has its own colour
+    refused(autoreg(*words, "--train-on", 2), "--protocol iic+ and --train-on 2 both say what to train on")
     refused(autoreg("data", "mars", raw, tmp_path / "mars"), "there is no data set 'mars'")
     refused(autoreg("data", "potsdam", raw, tmp_path / "potsdam3"), "exists and is not empty; use --overwrite")
 

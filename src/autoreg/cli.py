@@ -327,6 +327,7 @@ def _protocol_pairs(
 @click.option(
     "--on", metavar="[features|decoder]", default="features", show_default=True, help="What it sees; the paper: decoder."
 )
+@click.option("--protocol", metavar="[iic|labelled_test|iic+]", help="What to train on and to score in a prepared data set.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw and the first weights.")
 @_backbone
 @_as_json
@@ -337,6 +338,7 @@ def probe(
     train_on: int | None,
     kind: str,
     on: str,
+    protocol: str | None,
     seed: int,
     backbone: str | None,
     as_json: bool,
@@ -344,7 +346,8 @@ def probe(
     """Measure what a network has learned.
 
     Trains a classifier on the frozen network, with the labels of some images, and scores it on the others. IMAGES and
-    TRUTH are two folders whose files are paired by name.
+    TRUTH are two folders whose files are paired by name; with --protocol, TRUTH is a data set that autoreg data prepared,
+    and iic+ is the paper's choice: train on labelled_train, score labelled_test.
     """
     from autoreg.evaluation import pair_files, split_pairs
     from autoreg.network.backbone import load_backbone
@@ -353,8 +356,14 @@ def probe(
 
     content = load_checkpoint(checkpoint)
     network = content.build_network(load_backbone(backbone or "", len(content.bands)))
-    pairs = pair_files(images, truth)
-    train_pairs, test_pairs = split_pairs(pairs, len(pairs) // 2 if train_on is None else train_on, seed)
+    if protocol is not None:
+        if train_on is not None:
+            raise ConfigError(f"--protocol {protocol} and --train-on {train_on} both say what to train on; leave one out")
+        mapping, test_pairs = _protocol_pairs(images, truth, protocol)
+        train_pairs = mapping or test_pairs
+    else:
+        pairs = pair_files(images, truth)
+        train_pairs, test_pairs = split_pairs(pairs, len(pairs) // 2 if train_on is None else train_on, seed)
     result = train_probe(
         network,
         train_pairs,
