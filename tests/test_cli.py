@@ -39,7 +39,7 @@ def refused(result: subprocess.CompletedProcess[str], message: str, status: int 
 
 
 def test_the_default_names_chain(scenes: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "train.toml").write_text('size = "tiny"\nsteps = 3\nbatch_size = 4\ncrop_px = 32\n')
+    (tmp_path / "train.toml").write_text('size = "tiny"\nsteps = 25\nbatch_size = 4\ncrop_px = 32\nlearning_rate = 2e-3\n')
     trained = autoreg("train", *scenes, "-c", "train.toml", "-k", 4, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "next: autoreg export checkpoint.pt" in trained.stdout
