@@ -355,7 +355,7 @@ def probe(
     from autoreg.train.probes import probe as train_probe
 
     content = load_checkpoint(checkpoint)
-    network = content.build_network(load_backbone(backbone or "", len(content.bands)))
+    network = content.build_network(load_backbone(backbone, len(content.bands)))
     if protocol is not None:
         if train_on is not None:
             raise ConfigError(f"--protocol {protocol} and --train-on {train_on} both say what to train on; leave one out")

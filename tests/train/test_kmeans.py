@@ -65,7 +65,8 @@ def test_the_largest_linear_function_is_the_nearest_centre() -> None:
 def test_a_fitted_decoder_tells_the_clusters_of_its_features() -> None:
     network = Network(NetworkConfig(2, 4, 8, (8,), 2)).eval()
     features, labels = blobs(4, 50, 8)
-    fit_decoder(network, features.float(), seed=0)
+    found = fit_decoder(network.decoder, features.float(), seed=0)
+    assert same_partition(found, labels)
     with torch.no_grad():
         told = network.decoder(features.float().T[None, :, :, None])[0, :, :, 0].argmax(dim=0)
     assert same_partition(told, labels)

@@ -9,10 +9,11 @@ import torch
 from autoreg.errors import ConfigError
 from autoreg.evaluation import confusion_matrix, score
 from autoreg.network.checkpoint import load_checkpoint
+from autoreg.network.network import valid_cells
 from autoreg.train import BASELINES, PRESETS, Status, TrainConfig, load_config, resume_training, train_network
 from autoreg.train.objectives.objective import Step
 from autoreg.train.objectives.patches import _DIRECTIONS, PatchRelation
-from autoreg.train.objectives.representation import _draw, valid_cells
+from autoreg.train.objectives.representation import _draw
 from conftest import noise, save_raster
 
 SHORT: dict[str, Any] = {

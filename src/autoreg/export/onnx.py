@@ -83,7 +83,7 @@ def export_onnx(
         raise ConfigError(f"precision is {precision!r}, expected fp32 or fp16; for int8 use autoreg calibrate")
     check_output(output, overwrite=overwrite)
     checkpoint = load_checkpoint(checkpoint_path)
-    network = checkpoint.build_network(extractor or load_backbone(backbone or "", checkpoint.network.bands))
+    network = checkpoint.build_network(extractor or load_backbone(backbone, checkpoint.network.bands))
     deployed = strip(network)
     model = _convert(deployed, checkpoint)
     if precision == "fp16":

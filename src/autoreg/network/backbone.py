@@ -7,8 +7,8 @@ from torch import nn
 from autoreg.errors import ConfigError
 
 
-def load_backbone(name: str, bands: int) -> nn.Module | None:
-    """The module that the user's function makes; None if ``name`` is empty.
+def load_backbone(name: str | None, bands: int) -> nn.Module | None:
+    """The module that the user's function makes; None if there is no ``name``.
 
     This imports and runs the user's code, so ``name`` has to come from the user, never from a file that somebody else made.
 

@@ -103,6 +103,11 @@ def upsample(logits: Tensor, stride: int) -> Tensor:
     return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
+def valid_cells(valid: Tensor, stride: int) -> Tensor:
+    """Which cells hold data only: bool (N, H, W) to (N, H / stride, W / stride)."""
+    return functional.max_pool2d((~valid).float(), stride) == 0
+
+
 @torch.no_grad()
 def measure_extractor(extractor: nn.Module, bands: int) -> tuple[int, int]:
     """Channels and stride of a user's backbone, found by running it on an empty image.

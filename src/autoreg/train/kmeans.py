@@ -4,13 +4,11 @@ Whitening is linear, and the nearest of K centres is the largest of K linear fun
 1 x 1 decoder. A network that learned representations then deploys like one that learned clusters (paper, section 3.2).
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-
-from autoreg.network.network import Network
 
 _KEPT_VARIANCE, _MOST_COMPONENTS = 0.99, 64
 _RESTARTS, _ITERATIONS = 10, 100
@@ -86,15 +84,24 @@ def linear_clusters(whitening: Whitening, centres: Tensor) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def fit_decoder(network: Network, features: Tensor, seed: int) -> None:
-    """Let the decoder say which of K clusters of ``features`` (n, feature_width) a cell belongs to."""
-    features = features.cpu()
+def fit_decoder(decoder: nn.Conv2d, features: Tensor, seed: int) -> Tensor:
+    """Let a 1 x 1 decoder say which of its clusters a cell belongs to, by K-means on whitened features.
+
+    Args:
+        decoder: with a bias; as many outputs as there shall be clusters.
+        features: (n, C), on the processor.
+        seed: of K-means.
+
+    Returns:
+        The cluster of each of ``features``, int64 (n,).
+    """
     whitening = fit_whitening(features)
-    centres = fit_centres(whitening.apply(features), network.config.classes, seed)
+    points = whitening.apply(features)
+    centres = fit_centres(points, decoder.out_channels, seed)
     weight, bias = linear_clusters(whitening, centres)
-    network.decoder.weight.copy_(weight[:, :, None, None])
-    if network.decoder.bias is not None:
-        network.decoder.bias.copy_(bias)
+    decoder.weight.copy_(weight[:, :, None, None])
+    cast(Tensor, decoder.bias).copy_(bias)
+    return assign(points, centres)[0]
 
 
 def _spread(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from autoreg.errors import CheckpointError, ConfigError
 from autoreg.network.backbone import load_backbone
 from autoreg.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from autoreg.network.network import Network, measure_extractor, upsample
+from autoreg.network.network import Network, measure_extractor, upsample, valid_cells
 from autoreg.network.orderings import find_orderings
 from autoreg.output import check_output
 from autoreg.train.config import TrainConfig, config_from
 from autoreg.train.data import Batch, Scenes, estimate_normalisation, open_scenes, read_batches
 from autoreg.train.kmeans import fit_decoder
 from autoreg.train.objectives import Objective, Step, make_objective
-from autoreg.train.objectives.representation import valid_cells
 from autoreg.train.views import calibrate_network
 
 STATUS_EVERY = 20
@@ -175,7 +174,7 @@ def resume_training(
             f"but {scenes.paths[0]} has {len(scenes.bands)} bands of {scenes.dtype}"
         )
     scenes = dataclasses.replace(scenes, bands=checkpoint.bands)
-    extractor = extractor or load_backbone(options.get("backbone") or "", len(scenes.bands))
+    extractor = extractor or load_backbone(options.get("backbone"), len(scenes.bands))
     device = _device(config.device)
     network = checkpoint.build_network(extractor).to(device)
     training = _Training(network, make_objective(config, network, scenes.bands).to(device), scenes, config)
@@ -301,7 +300,7 @@ class _Training:
             found = features.movedim(1, -1).cpu()[cells]
             parts.append(found[torch.from_numpy(rng.permutation(len(found))[:most])])
         batches.close()
-        fit_decoder(self.network, torch.cat(parts), self.config.seed)
+        fit_decoder(self.network.decoder, torch.cat(parts), self.config.seed)
         self.network.train()
 
     @torch.no_grad()

@@ -6,11 +6,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from autoreg.network.network import Network
+from autoreg.network.network import Network, valid_cells
 from autoreg.train.config import TrainConfig
-from autoreg.train.kmeans import fit_centres, fit_whitening, linear_clusters
+from autoreg.train.kmeans import fit_decoder
 from autoreg.train.objectives.objective import Gain, Objective, Step
-from autoreg.train.objectives.representation import valid_cells
 
 REFRESH_STEPS = 50
 """Steps between two clusterings: an epoch, of a training that has none."""
@@ -58,13 +57,8 @@ class DeepCluster(Objective):
         self.teacher.load_state_dict(network.state_dict())
         features = self._remember(step.images).movedim(1, -1)[valid_cells(step.valid, network.config.stride)].cpu()
         features = features[torch.from_numpy(step.rng.permutation(len(features))[:_MOST_CELLS])]
-        whitening = fit_whitening(features)
-        points = whitening.apply(features)
-        weight, bias = linear_clusters(whitening, fit_centres(points, len(self.get_buffer("weight")), self._seed))
-        self.assignment.weight.copy_(weight[:, :, None, None])
-        assert self.assignment.bias is not None
-        self.assignment.bias.copy_(bias)
-        counts = (features.double() @ weight.T + bias).argmax(dim=1).bincount(minlength=len(weight)).clamp_min(1)
+        labels = fit_decoder(self.assignment, features, self._seed)
+        counts = labels.bincount(minlength=self.assignment.out_channels).clamp_min(1)
         self.get_buffer("weight").copy_(counts.sum() / counts / len(counts))
         assert network.auxiliary is not None
         assert network.auxiliary.bias is not None

@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from autoreg.network.network import Network
+from autoreg.network.network import Network, valid_cells
 from autoreg.train.config import TrainConfig
 from autoreg.train.infonce import Critic, info_nce
 from autoreg.train.objectives.objective import Gain, Objective, Step
@@ -37,11 +36,6 @@ class Representation(Objective):
             displacement=self._displacement,
         )
         return Gain(bound, bound)
-
-
-def valid_cells(valid: Tensor, stride: int) -> Tensor:
-    """Which cells hold data only: bool (N, H, W) to (N, H / stride, W / stride)."""
-    return functional.max_pool2d((~valid).float(), stride) == 0
 
 
 def _draw(weights: np.ndarray, samples: int, rng: np.random.Generator) -> Tensor:
