@@ -3,13 +3,12 @@
 import copy
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from autoreg.network.blocks import NormalisedConv, ResidualBlock
 from autoreg.network.masked_conv import MaskedConv2d
-from autoreg.network.network import Network, upsample
+from autoreg.network.network import Network, label_pixels
 
 
 class DeployedNetwork(nn.Module):
@@ -29,8 +28,7 @@ class DeployedNetwork(nn.Module):
             Labels, uint8 (N, H, W), and logits, float32 (N, K, H / stride, W / stride).
         """
         logits = self.network(image)
-        labels = upsample(logits, self.network.config.stride).argmax(dim=1)
-        return labels.to(torch.uint8), logits
+        return label_pixels(logits, self.network.config.stride), logits
 
 
 def strip(network: Network) -> DeployedNetwork:

@@ -103,6 +103,11 @@ def upsample(logits: Tensor, stride: int) -> Tensor:
     return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
+def label_pixels(logits: Tensor, stride: int) -> Tensor:
+    """The most probable cluster of each pixel, uint8: logits (N, K, h, w) to (N, h * stride, w * stride)."""
+    return upsample(logits, stride).argmax(dim=1).to(torch.uint8)
+
+
 def valid_cells(valid: Tensor, stride: int) -> Tensor:
     """Which cells hold data only: bool (N, H, W) to (N, H / stride, W / stride)."""
     return functional.max_pool2d((~valid).float(), stride) == 0

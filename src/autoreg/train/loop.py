@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from autoreg.errors import CheckpointError, ConfigError
 from autoreg.network.backbone import load_backbone
 from autoreg.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from autoreg.network.network import Network, measure_extractor, upsample, valid_cells
+from autoreg.network.network import Network, label_pixels, measure_extractor, valid_cells
 from autoreg.network.orderings import find_orderings
 from autoreg.output import check_output
 from autoreg.train.config import TrainConfig, config_from
@@ -307,7 +307,7 @@ class _Training:
     def _usage(self, images: Tensor, batch: Batch) -> tuple[float, ...]:
         """Share of the valid pixels that each cluster gets from the unmasked network."""
         self.network.eval()
-        labels = upsample(self.network(images), self.network.config.stride).argmax(dim=1)
+        labels = label_pixels(self.network(images), self.network.config.stride)
         self.network.train()
         counts = labels[torch.from_numpy(batch.valid).to(labels.device)].bincount(minlength=self.config.classes)
         return tuple((counts / counts.sum()).tolist())

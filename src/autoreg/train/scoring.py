@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from autoreg import __version__
 from autoreg.errors import RasterError
 from autoreg.evaluation import confusion_matrix
-from autoreg.network.network import Network, upsample
+from autoreg.network.network import Network, label_pixels
 from autoreg.optional import require
 from autoreg.raster.reader import RasterReader, open_dataset
 from autoreg.raster.window import Window
@@ -63,8 +63,7 @@ class TorchEngine:
         training = self._network.training
         logits = self._network.eval()(torch.from_numpy(images).to(self._network.mean.device))
         self._network.train(training)
-        labels = upsample(logits, self.spec.stride).argmax(dim=1).to(torch.uint8)
-        return Prediction(labels.cpu().numpy(), logits.cpu().numpy())
+        return Prediction(label_pixels(logits, self.spec.stride).cpu().numpy(), logits.cpu().numpy())
 
 
 def confusion_of_network(engine: TorchEngine, pairs: Iterable[tuple[Path, Path]]) -> NDArray[np.int64]:
