@@ -9,6 +9,7 @@ import naive
 from autoreg import evaluation
 from autoreg.errors import ConfigError, RasterError
 from autoreg.evaluation import (
+    GIVEN,
     MATCHINGS,
     confusion_matrix,
     evaluate,
@@ -149,6 +150,23 @@ def test_clusters_of_one_class_are_united() -> None:
     assert matching == (0, 0, None, 1)
     result = score(confusion, matching)
     assert (result.accuracy, result.iou) == (pytest.approx(5 / 6), (pytest.approx(4 / 5), pytest.approx(1 / 2)))
+
+
+def test_maps_of_classes_are_scored_as_they_are(tmp_path: Path) -> None:
+    values = {"a": ([0, 0, 2, 7], [2, 2, 0, 2]), "b": ([2, 255, 0, 0], [0, 0, 2, 0])}
+    pairs = []
+    for name, rows in values.items():
+        labels, truth = (np.array([[row]], np.uint8) for row in rows)
+        pairs.append((save_raster(tmp_path / f"{name}.tif", labels), save_raster(tmp_path / f"{name}_truth.tif", truth)))
+    result = evaluate(pairs, matching=GIVEN)
+    assert (result.accuracy, evaluate(pairs).accuracy) == (pytest.approx(1 / 7), pytest.approx(5 / 7))
+    assert result.iou[0] == pytest.approx(1 / 6)
+    assert result.iou[2] == 0
+    assert result.matching == tuple(range(8))
+    with pytest.raises(ConfigError, match="there is no matching 'best', expected one of one-to-one, many-to-one, given"):
+        evaluate([], matching="best")
+    with pytest.raises(RasterError, match="no pixel has both a label and a true class"):
+        evaluate([], matching=GIVEN)
 
 
 @pytest.mark.parametrize("kind", MATCHINGS)

@@ -4,12 +4,12 @@ import json
 import pytest
 
 from autoreg.errors import ModelError
-from autoreg.spec import ModelSpec
+from autoreg.spec import MapClass, ModelSpec
 
 SPEC = ModelSpec(
     bands=("red", "nir"),
     dtype="uint16",
-    classes=("a", "b", "c"),
+    classes=(MapClass(0, "Gewässer", "#0000ff", (0, 2)), MapClass(2, "none", "#000000"), MapClass(10, "x", "#ff0000", (1,))),
     stride=4,
     receptive_field_px=61,
     crop_px=128,
@@ -20,6 +20,16 @@ SPEC = ModelSpec(
     agreement=0.9999,
     autoreg_version="0.1.0",
 )
+
+
+ROW = {"label": 0, "name": "a", "colour": "#123abc", "clusters": [0]}
+TWO = ROW | {"clusters": [0, 1]}
+
+
+def test_labels_and_colours_of_the_clusters() -> None:
+    assert SPEC.clusters == 3
+    assert SPEC.cluster_labels == (0, 10, 0)
+    assert [item.rgb for item in SPEC.classes] == [(0, 0, 255), (0, 0, 0), (255, 0, 0)]
 
 
 @pytest.mark.parametrize("receptive_field_px", [61, None])
@@ -41,7 +51,24 @@ def test_a_missing_receptive_field_is_not_an_unbounded_one() -> None:
         ({"bands": []}, "0 bands"),
         ({"bands": "red"}, "not a list"),
         ({"bands": ["red", 3]}, "3 is not of type str"),
-        ({"classes": ["a"]}, "1 classes"),
+        ({"classes": ["a"]}, "'a' is not an object"),
+        ({"classes": []}, "0 clusters"),
+        ({"classes": [ROW]}, "1 clusters, expected 2 to 255"),
+        (
+            {"classes": [ROW | {"clusters": [0, 0]}]},
+            "cluster 0 is in 2 of its classes, expected each of the clusters 0 to 1",
+        ),
+        ({"classes": [ROW | {"clusters": [0, 7]}]}, "cluster 1 is in none of its classes"),
+        ({"classes": [ROW | {"clusters": [0, 1, 7]}]}, "cluster 2 is in none"),
+        ({"classes": [ROW | {"clusters": [0, 1, -1]}]}, "lists cluster -1"),
+        ({"classes": [TWO | {"label": 255}]}, "the label of class 'a' is 255, expected 0 to 254"),
+        ({"classes": [TWO | {"name": " "}]}, "the name of class 0 is ' ', expected a printable line"),
+        ({"classes": [TWO | {"name": "a\x00b"}]}, "expected a printable line"),
+        ({"classes": [TWO | {"name": "\ud800"}]}, "expected a printable line"),
+        ({"classes": [TWO | {"name": "a" * 201}]}, "1 to 200 long"),
+        ({"classes": [TWO | {"colour": "red"}]}, "the colour of class 0 is 'red', expected #rrggbb"),
+        ({"classes": [TWO, ROW | {"clusters": [2]}]}, "2 of its classes have the label 0"),
+        ({"classes": [TWO, ROW | {"label": 1, "clusters": [2]}]}, "2 of its classes have the name 'a'"),
         ({"stride": True}, "True is not of type int"),
         ({"stride": 0}, "stride is 0"),
         ({"receptive_field_px": 10**9}, "receptive field is 1000000000 px"),
@@ -55,8 +82,9 @@ def test_a_missing_receptive_field_is_not_an_unbounded_one() -> None:
         ({"mean": [1.0]}, "1 means"),
         ({"mean": [1.0, float("nan")]}, "not finite"),
         ({"dtype": "complex64"}, "dtype is 'complex64'"),
+        ({"normalisation": "tile"}, "normalisation is 'tile', expected one of global, scene"),
         ({"precision": "fp4"}, "precision is 'fp4'"),
-        ({"version": 2}, "version 2, and this autoreg reads 1"),
+        ({"version": 1}, "version 1, and this autoreg reads 2"),
     ],
 )
 def test_a_wrong_value_is_refused(wrong: dict[str, object], message: str) -> None:

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from autoreg.errors import ConfigError, RasterError
 from autoreg.optional import require
-from autoreg.raster.reader import open_dataset
+from autoreg.raster.reader import RasterReader, open_dataset
 from autoreg.spec import NODATA_LABEL
 
 MATCHINGS = ("one-to-one", "many-to-one")
 """See ``match_clusters``."""
+GIVEN = "given"
+"""For maps of classes, as a model that ``autoreg match`` has named makes them: each label is the class of that number."""
 
 _CLASSES = NODATA_LABEL + 1
 _ROWS_AT_ONCE_PX = 2**24
@@ -93,7 +95,7 @@ def match_clusters(confusion: NDArray[np.int64], matching: str) -> tuple[int | N
         ConfigError: ``matching`` is not one of ``MATCHINGS``.
         RasterError: no pixel counts.
     """
-    _check_matching(matching)
+    check_matching(matching)
     _check_pixels(confusion)
     clusters, classes = (np.flatnonzero(confusion.any(axis=axis)) for axis in (1, 0))
     counts = confusion[np.ix_(clusters, classes)]
@@ -149,18 +151,46 @@ def evaluate(
     Args:
         pairs: a map and its truth, each a raster with one band of uint8.
         mapping_pairs: the same, of the images that say which class each cluster stands for; None for ``pairs`` themselves.
-        matching: one of ``MATCHINGS``, see ``match_clusters``.
+        matching: one of ``MATCHINGS``, see ``match_clusters``, or ``GIVEN``, which looks at no mapping pairs.
 
     Raises:
-        ConfigError: ``matching`` is not one of ``MATCHINGS``.
+        ConfigError: ``matching`` is neither.
         RasterError: a file cannot be read, is not a class map, or has another size than its partner, or no pixel counts.
     """
-    _check_matching(matching)
+    check_matching(matching, (*MATCHINGS, GIVEN))
+    if matching == GIVEN:
+        confusion = confusion_of_maps(pairs)
+        return score(confusion, tuple(range(_used(confusion, axis=1))))
     if mapping_pairs is not None:
-        found = match_clusters(_confusion_of(mapping_pairs), matching)
-        return score(_confusion_of(pairs), found)
-    confusion = _confusion_of(pairs)
+        found = match_clusters(confusion_of_maps(mapping_pairs), matching)
+        return score(confusion_of_maps(pairs), found)
+    confusion = confusion_of_maps(pairs)
     return score(confusion, match_clusters(confusion, matching))
+
+
+def confusion_of_maps(pairs: Iterable[tuple[Path, Path]]) -> NDArray[np.int64]:
+    """Pixels by label and true class, int64 (256, 256), over maps and their truths; see ``evaluate``."""
+    total = np.zeros((_CLASSES, _CLASSES), np.int64)
+    for labels_path, truth_path in pairs:
+        for labels, truth in _rows(labels_path, truth_path):
+            total += confusion_matrix(labels, truth)
+    return total
+
+
+def open_truth(path: Path, image: RasterReader) -> Any:
+    """Open the truth of an image, a rasterio dataset.
+
+    Raises:
+        RasterError: it cannot be read, or is not one band of uint8 of the image's size.
+    """
+    dataset = open_dataset(path)
+    if dataset.count != 1 or dataset.dtypes[0] != "uint8" or dataset.shape != (image.height, image.width):
+        dataset.close()
+        raise RasterError(
+            f"{path} has {dataset.count} bands of {dataset.dtypes[0]} and {dataset.height} x {dataset.width} px, "
+            f"expected a truth for {image.path}: one band of uint8, {image.height} x {image.width} px"
+        )
+    return dataset
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
@@ -238,9 +268,42 @@ def pair_files(labels: Path, truth: Path, names: Sequence[str] | None = None) ->
     return [(maps[name], truths[name]) for name in names]
 
 
-def _check_matching(matching: str) -> None:
-    if matching not in MATCHINGS:
-        raise ConfigError(f"there is no matching {matching!r}, expected one of {', '.join(MATCHINGS)}")
+def pair_labelled(images: Sequence[Path], truth: Path) -> list[tuple[Path, Path]]:
+    """Those of some images that have a truth, paired with it by name without suffix.
+
+    Args:
+        images: files, or folders of them.
+        truth: a folder of truths; or a file, the truth of the only image, whatever its name.
+
+    Raises:
+        RasterError: there is no such file or folder, two images have one name, or no image has a truth.
+    """
+    if missing := [path for path in (*images, truth) if not path.exists()]:
+        raise RasterError(f"there is no file or folder {missing[0]}")
+    files = [file for path in images for file in (_by_stem(path).values() if path.is_dir() else [path])]
+    if truth.is_file():
+        if len(files) != 1:
+            raise RasterError(f"{truth} is a file, expected a folder with truths for {len(files)} images")
+        return [(files[0], truth)]
+    by_stem: dict[str, Path] = {}
+    for file in files:
+        if file.stem in by_stem:
+            raise RasterError(f"{by_stem[file.stem]} and {file} have one name, so they would have one truth; leave one out")
+        by_stem[file.stem] = file
+    pairs = [(by_stem[stem], path) for stem, path in _by_stem(truth).items() if stem in by_stem]
+    if not pairs:
+        raise RasterError(f"none of {len(files)} images has a truth of its name in {truth}, expected at least one")
+    return pairs
+
+
+def check_matching(matching: str, choices: Sequence[str] = MATCHINGS) -> None:
+    """Refuse what is not one of ``choices``.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if matching not in choices:
+        raise ConfigError(f"there is no matching {matching!r}, expected one of {', '.join(choices)}")
 
 
 def _check_pixels(confusion: NDArray[np.int64]) -> None:
@@ -250,10 +313,15 @@ def _check_pixels(confusion: NDArray[np.int64]) -> None:
         )
 
 
+def _used(confusion: NDArray[np.int64], axis: int) -> int:
+    """Clusters (``axis`` 1) or classes (0) up to the last that has pixels."""
+    return int(np.flatnonzero(confusion.any(axis=axis)).max(initial=-1)) + 1
+
+
 def _fit(confusion: NDArray[np.int64], matching: Sequence[int | None]) -> tuple[NDArray[np.int64], tuple[int | None, ...]]:
     """Both cut or padded to the clusters and classes that have pixels or are matched."""
     matched = [true_class for true_class in matching if true_class is not None]
-    rows, cols = (int(np.flatnonzero(confusion.any(axis=axis))[-1]) + 1 for axis in (1, 0))
+    rows, cols = (_used(confusion, axis) for axis in (1, 0))
     clusters, classes = max(rows, len(matching)), max(cols, max(matched, default=-1) + 1)
     fitted = np.zeros((clusters, classes), np.int64)
     fitted[:rows, :cols] = confusion[:rows, :cols]
@@ -274,14 +342,6 @@ def _normalised_information(confusion: NDArray[np.int64]) -> float:
 def _entropy(shares: NDArray[np.float64]) -> float:
     used = shares[shares > 0]
     return float(-(used * np.log(used)).sum())
-
-
-def _confusion_of(pairs: Iterable[tuple[Path, Path]]) -> NDArray[np.int64]:
-    total = np.zeros((_CLASSES, _CLASSES), np.int64)
-    for labels_path, truth_path in pairs:
-        for labels, truth in _rows(labels_path, truth_path):
-            total += confusion_matrix(labels, truth)
-    return total
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

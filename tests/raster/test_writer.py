@@ -8,7 +8,6 @@ from rasterio.enums import ColorInterp
 from rio_cogeo.cogeo import cog_validate
 
 from autoreg.errors import OutputError
-from autoreg.raster.palette import class_colours
 from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 from autoreg.raster.writer import write_labels
@@ -23,9 +22,10 @@ def test_writes_a_valid_cog_at_the_same_place(tmp_path: Path) -> None:
     labels = (noise(1, 700, 1100, seed=1)[0] % 4).astype(np.uint8)
     labels[:40] = 255
     target = tmp_path / "map.tif"
+    colours = {0: (1, 2, 3), 1: (4, 5, 6), 3: (255, 0, 7)}
     with (
         RasterReader(source) as raster,
-        write_labels(target, like=raster, classes=4, tags={"A": "b"}, overwrite=False) as out,
+        write_labels(target, like=raster, colours=colours, tags={"A": "b"}, overwrite=False) as out,
     ):
         for col in (0, 512, 1024):
             out.write(labels[:, col : col + 512], Window(0, col, 700, min(512, 1100 - col)))
@@ -40,7 +40,7 @@ def test_writes_a_valid_cog_at_the_same_place(tmp_path: Path) -> None:
         assert dataset.tags()["A"] == "b"
         assert dataset.colorinterp == (ColorInterp.palette,)
         table = dataset.colormap(1)
-        assert [table[label][:3] for label in range(4)] == list(class_colours(4))
+        assert {label: colour[:3] for label, colour in table.items() if any(colour[:3])} == colours
         assert not (dataset.read_masks(1) == 0)[40:].any()
         assert (dataset.read_masks(1) == 0)[:40].all()
         # Overviews hold labels that occur, not averages.
@@ -55,7 +55,7 @@ def test_ground_control_points_are_kept(tmp_path: Path) -> None:
     ]
     source = save_raster(tmp_path / "source.tif", noise(1, 30, 40), gcps=points, crs="EPSG:4326")
     target = tmp_path / "map.tif"
-    with RasterReader(source) as raster, write_labels(target, like=raster, classes=2, tags={}, overwrite=False):
+    with RasterReader(source) as raster, write_labels(target, like=raster, colours={}, tags={}, overwrite=False):
         pass
     with rasterio.open(target) as dataset:
         got, crs = dataset.gcps
@@ -71,7 +71,7 @@ def test_nothing_is_left_of_a_map_that_failed(tmp_path: Path) -> None:
     with (
         RasterReader(source) as raster,
         pytest.raises(ZeroDivisionError),
-        write_labels(folder / "map.tif", like=raster, classes=2, tags={}, overwrite=False) as out,
+        write_labels(folder / "map.tif", like=raster, colours={}, tags={}, overwrite=False) as out,
     ):
         out.write(np.zeros((30, 40), np.uint8), Window(0, 0, 30, 40))
         raise ZeroDivisionError
@@ -85,12 +85,12 @@ def test_an_existing_map_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     with (
         RasterReader(source) as raster,
         pytest.raises(OutputError, match=r"map\.tif exists; use --overwrite"),
-        write_labels(target, like=raster, classes=2, tags={}, overwrite=False),
+        write_labels(target, like=raster, colours={}, tags={}, overwrite=False),
     ):
         pass
     assert target.read_text() == "precious"
     (tmp_path / "map.tif.aux.xml").write_text("statistics of the old map")
-    with RasterReader(source) as raster, write_labels(target, like=raster, classes=2, tags={}, overwrite=True):
+    with RasterReader(source) as raster, write_labels(target, like=raster, colours={}, tags={}, overwrite=True):
         pass
     assert not (tmp_path / "map.tif.aux.xml").exists()
     assert cog_validate(target, strict=True)[0]

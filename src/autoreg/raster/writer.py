@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from autoreg.errors import RasterError
 from autoreg.optional import require
 from autoreg.output import atomic_output, temporary_beside
-from autoreg.raster.palette import class_colours
+from autoreg.raster.palette import Colour
 from autoreg.raster.reader import RasterReader, georeference_optional
 from autoreg.raster.window import Window
 from autoreg.spec import NODATA_LABEL
@@ -40,7 +40,7 @@ class LabelWriter:
 
 @contextlib.contextmanager
 def write_labels(
-    path: Path, *, like: RasterReader, classes: int, tags: Mapping[str, str], overwrite: bool
+    path: Path, *, like: RasterReader, colours: Mapping[int, Colour], tags: Mapping[str, str], overwrite: bool
 ) -> Iterator[LabelWriter]:
     """Write a class map of the size and place of ``like``; it appears at ``path`` when the block ends without error.
 
@@ -50,7 +50,7 @@ def write_labels(
     Args:
         path: of the map, ``.tif``.
         like: the raster that is being labelled.
-        classes: number of classes K; the colour table has K colours and a transparent one for nodata (255).
+        colours: of the labels that the map may hold; the colour table has them, and nodata (255) is transparent.
         tags: provenance, written as TIFF metadata.
         overwrite: replace an existing file.
 
@@ -61,13 +61,12 @@ def write_labels(
     rasterio = require("rasterio")
     copy = require("rasterio.shutil").copy
     profile = _STAGING | {"height": like.height, "width": like.width, "count": 1, "dtype": "uint8"}
-    colours = {label: (*colour, 255) for label, colour in enumerate(class_colours(classes))}
-    colours |= dict.fromkeys(range(classes, NODATA_LABEL + 1), (0, 0, 0, 0))
+    table = {label: (*colour, 255) for label, colour in colours.items()} | {NODATA_LABEL: (0, 0, 0, 0)}
     with atomic_output(path, overwrite=overwrite) as target, temporary_beside(path) as staging:
         try:
             with georeference_optional():
                 with rasterio.open(staging, "w", nodata=NODATA_LABEL, **profile, **like.georeference) as dataset:
-                    dataset.write_colormap(1, colours)
+                    dataset.write_colormap(1, table)
                     dataset.set_band_description(1, "class")
                     dataset.update_tags(**tags)
                     yield LabelWriter(dataset)
