@@ -12,5 +12,6 @@ print(f"{len(engine.spec.classes)} classes from {', '.join(engine.spec.bands)}, 
 with rasterio.open(sys.argv[2]) as dataset:
     image = dataset.read()
 labels = autoreg.segment_array(engine, image)
+names = {item.label: item.name for item in engine.spec.classes}
 for label, pixels in zip(*np.unique(labels, return_counts=True), strict=True):
-    print(f"{label:>3} {100 * pixels / labels.size:5.1f} %")
+    print(f"{label:>3} {100 * pixels / labels.size:5.1f} % {names.get(label, 'no data')}")

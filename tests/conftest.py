@@ -37,6 +37,14 @@ def save_raster(path: Path, pixels: NDArray[Any], mask: NDArray[np.uint8] | None
     return path
 
 
+def damage_raster(path: Path) -> Path:
+    """Overwrite some of the blocks in the middle of a compressed raster."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 2000] = bytes(2000)
+    path.write_bytes(content)
+    return path
+
+
 def save_random_checkpoint(path: Path, *, stride: int, classes: int = 4, bands: int = 2) -> Path:
     """A checkpoint of an untrained network that spreads its labels, for rasters of uint8 noise."""
     torch.manual_seed(stride)

@@ -17,6 +17,10 @@ class RasterError(AutoregError):
     """A raster cannot be read or written, or does not have the bands, type or size that is needed."""
 
 
+class DamagedRasterError(RasterError):
+    """GDAL cannot read a raster, or a part of it, though it exists: a training goes on without it."""
+
+
 class OutputError(AutoregError):
     """An output exists already, or its folder is missing, not writable or full."""
 
@@ -39,3 +43,7 @@ class EngineError(AutoregError):
 
 class MissingDependencyError(AutoregError, ImportError):
     """An optional library is needed; the message names the pip extra that brings it."""
+
+
+class RankError(AutoregError):
+    """Another process of the same training failed; where it could, it has raised the reason itself."""

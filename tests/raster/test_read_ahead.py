@@ -18,6 +18,19 @@ def test_results_come_in_order_from_one_other_thread() -> None:
     assert threading.get_ident() not in threads
 
 
+def test_more_threads_give_the_same_order() -> None:
+    threads = set()
+    meet = threading.Barrier(3)  # so that three threads have to work at once
+
+    def read(item: int) -> int:
+        threads.add(threading.get_ident())
+        meet.wait(timeout=30)
+        return item * item
+
+    assert list(read_ahead(read, range(21), depth=5, threads=3)) == [(item, item * item) for item in range(21)]
+    assert len(threads) == 3
+
+
 def test_it_runs_no_further_ahead_than_its_depth() -> None:
     asked: list[int] = []
 
@@ -29,7 +42,7 @@ def test_it_runs_no_further_ahead_than_its_depth() -> None:
     results = read_ahead(lambda item: item, items(), depth=3)
     next(results)
     assert len(asked) == 4
-    results.close()  # type: ignore[attr-defined]
+    results.close()
 
 
 def test_an_error_appears_where_its_result_would() -> None:

@@ -1,15 +1,17 @@
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 
-from autoreg.errors import RasterError
+from autoreg.errors import DamagedRasterError, RasterError
 from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
-from conftest import noise, save_raster
+from conftest import damage_raster, noise, save_raster
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -136,17 +138,54 @@ def test_what_is_no_usable_raster_is_refused(tmp_path: Path) -> None:
 
 
 def test_damage_is_reported_where_it_is_read(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    path = save_raster(
-        tmp_path / "a.tif",
-        rng.integers(0, 255, (1, 256, 256), np.uint8),
-        compress="deflate",
-        tiled=True,
-        blockxsize=64,
-        blockysize=64,
-    )
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 2000] = bytes(2000)
-    path.write_bytes(content)
-    with pytest.raises(RasterError, match=r"a\.tif is damaged"):
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 256, 256), np.uint8)
+    tiles: dict[str, Any] = {"compress": "deflate", "tiled": True, "blockxsize": 64, "blockysize": 64}
+    path = damage_raster(save_raster(tmp_path / "a.tif", pixels, **tiles))
+    with pytest.raises(DamagedRasterError, match=r"a\.tif is damaged"):
         read(path, window=Window(0, 0, 256, 256))
+
+
+def test_an_overview_shows_where_data_is(tmp_path: Path) -> None:
+    pixels = np.zeros((2, 1000, 1500), np.uint8)
+    pixels[:, 500:600, 300:450] = 7
+    path = save_raster(tmp_path / "a.tif", pixels, nodata=0, tiled=True)
+    with RasterReader(path) as raster:
+        assert raster.find_data() is None  # to look would be to decode the whole
+    with rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2, 8], Resampling.average)
+    with RasterReader(path) as raster:
+        cells = raster.find_data()
+    assert cells is not None
+    assert cells.shape == (64, 64)
+    rows, cols = np.nonzero(cells)
+    assert (rows.min(), rows.max()) == (500 * 64 // 1000, 599 * 64 // 1000)
+    assert (cols.min(), cols.max()) == (300 * 64 // 1500, 449 * 64 // 1500)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.nodata = None
+    with RasterReader(path) as raster:
+        assert raster.find_data() is None  # all of it is data
+
+
+def test_an_overview_of_the_mask_shows_where_data_is(tmp_path: Path) -> None:
+    mask = np.zeros((400, 400), np.uint8)
+    mask[:50, :50] = 255
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        path = save_raster(tmp_path / "a.tif", noise(3, 400, 400), mask, tiled=True)
+        with rasterio.open(path, "r+") as dataset:
+            dataset.build_overviews([2, 4], Resampling.nearest)
+    with RasterReader(path) as raster:
+        cells = raster.find_data()
+    assert cells is not None
+    assert (np.argwhere(cells).max(axis=0) <= 8).all()
+    assert cells[:8, :8].all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_many_threads_open_rasters_without_georeference_quietly(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        paths = [save_raster(tmp_path / f"{index}.tif", noise(1, 20, 20)) for index in range(200)]
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, paths))
+    assert list(warnings.filters) == before

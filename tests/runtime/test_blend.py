@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from autoreg import ModelSpec, TilingOptions, segment_array, segment_raster
 from autoreg.raster import blending
+from autoreg.raster.palette import unnamed_classes
 from autoreg.raster.reader import open_dataset
 from autoreg.raster.tiling import round_up
 from autoreg.runtime.engine import Images, Labels, Prediction
 from autoreg.runtime.probabilities import probabilities
+from autoreg.spec import MapClass
 from conftest import noise, save_raster
 
 CLASSES = 5
@@ -32,10 +34,10 @@ class MeanEngine:
 
     @property
     def spec(self) -> ModelSpec:
-        names = tuple(map(str, range(CLASSES)))
+        classes = unnamed_classes(CLASSES)
         field = None  # also where the influence is 0: the spec decides how to cut, not what the model does
         scale = (0.0, 0.0), (1.0, 1.0)
-        return ModelSpec(("a", "b"), "uint8", names, self.stride, field, 32, *scale, "fp32", "0" * 64, 1.0, "0.1.0")
+        return ModelSpec(("a", "b"), "uint8", classes, self.stride, field, 32, *scale, "fp32", "0" * 64, 1.0, "0.1.0")
 
     def predict(self, images: Images) -> Prediction:
         logits = np.stack([self._logits(image) for image in images])
@@ -160,6 +162,43 @@ def test_a_raster_gives_the_labels_of_its_array_and_the_share_of_its_pixels_with
     assert segmented.pixels == valid.sum()
     assert segmented.tiling_dependent == pytest.approx(dependence[valid].mean(), abs=1e-4)
     assert segmented.tiling_dependent > 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedEngine(MeanEngine):
+    """The same model with two classes of several clusters."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        classes = (MapClass(3, "land", "#00ff00", (0, 2, 4)), MapClass(7, "water", "#0000ff", (1, 3)))
+        return dataclasses.replace(super().spec, classes=classes)
+
+
+def test_tiles_that_name_clusters_of_one_class_agree(tmp_path: Path) -> None:
+    engine, image = NamedEngine(4, 2.0), noise(2, 130, 157)
+    labels_of = np.array([3, 7, 3, 7, 3])
+    pixels = extended(image, 4)
+    classes: list[list[list[tuple[float, int]]]] = [[[] for _ in range(160)] for _ in range(132)]
+    side = np.minimum(np.arange(32) + 0.5, 31.5 - np.arange(32))
+    for row in starts(132, 32, 16):
+        for col in starts(160, 32, 16):
+            (clusters,) = engine.label(pixels[None, :, row : row + 32, col : col + 32])
+            for (y, x), cluster in np.ndenumerate(clusters):
+                classes[row + y][col + x].append((side[y] * side[x], int(labels_of[cluster])))
+    blended = labels_of[segment_array(MeanEngine(4, 2.0), image)]
+    labels = segment_array(engine, image)
+    dependence = 0.0
+    for (y, x), label in np.ndenumerate(labels):
+        said = classes[y][x]
+        agreed = {own for _, own in said}
+        assert label == (agreed.pop() if len(agreed) == 1 else blended[y, x])
+        dependence += sum(weight for weight, own in said if own != label) / sum(weight for weight, _ in said)
+    segmented = segment_raster(engine, save_raster(tmp_path / "source.tif", image), tmp_path / "map.tif")
+    assert segmented.tiling_dependent == pytest.approx(dependence / labels.size, abs=1e-6)
+    by_cluster = segment_raster(MeanEngine(4, 2.0), tmp_path / "source.tif", tmp_path / "clusters.tif")
+    assert 0.01 < segmented.tiling_dependent < by_cluster.tiling_dependent
+    with open_dataset(tmp_path / "map.tif") as dataset:
+        np.testing.assert_array_equal(dataset.read(1), labels)
 
 
 def test_a_raster_without_data_depends_on_nothing(tmp_path: Path) -> None:

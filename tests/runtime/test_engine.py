@@ -59,11 +59,14 @@ def test_what_is_no_model_is_refused(model: Path, tmp_path: Path) -> None:
     lying = onnx.load(model)
     lying.metadata_props[0].value = lying.metadata_props[0].value.replace('"stride": 2', '"stride": "2"')
     onnx.save(lying, tmp_path / "lying.onnx")
+    lying.metadata_props[0].value = load_engine(model).spec.to_json().replace('"clusters": [4]', '"clusters": [4, 5]')
+    onnx.save(lying, tmp_path / "more.onnx")
     assert lying.metadata_props[0].key == METADATA_KEY
     for name, message in (
         ("none.onnx", r"there is no model .*none\.onnx; make one with autoreg export"),
         ("garbage.onnx", r"garbage\.onnx is not an ONNX model"),
         ("bare.onnx", r"bare\.onnx has no autoreg\.spec .* use autoreg export"),
+        ("more.onnx", r"more\.onnx gives 5 clusters, but its spec says 6; export it again"),
         ("lying.onnx", r"spec is not valid .*'2' is not of type int"),
     ):
         with pytest.raises(ModelError, match=message):

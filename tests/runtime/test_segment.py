@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from rio_cogeo.cogeo import cog_validate
 
 from autoreg import Engine, TilingOptions, load_engine, segment_array, segment_raster
 from autoreg.errors import OutputError, RasterError
+from autoreg.export import export_onnx
+from autoreg.network.checkpoint import load_checkpoint, save_checkpoint
 from autoreg.raster.tiling import round_up
-from conftest import noise, save_raster
+from conftest import noise, save_random_checkpoint, save_raster
 
 
 def whole(engine: Engine, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -103,3 +106,39 @@ def test_a_trained_model_segments_its_scenes(model: Path, scenes: list[Path], tm
     segment_raster(load_engine(model), scenes[0], tmp_path / "map.tif")
     with rasterio.open(tmp_path / "map.tif") as labels, rasterio.open(scenes[0]) as scene:
         np.testing.assert_array_equal(labels.read(1) == 255, (scene.read() == 0).all(axis=0))
+
+
+@pytest.fixture(scope="module")
+def scene_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An untrained model that normalises each scene by itself."""
+    folder = tmp_path_factory.mktemp("scene")
+    path = save_random_checkpoint(folder / "checkpoint.pt", stride=2)
+    checkpoint = load_checkpoint(path)
+    save_checkpoint(dataclasses.replace(checkpoint, settings={"normalisation": "scene"}), path, overwrite=True)
+    export_onnx(path, folder / "model.onnx")
+    return load_engine(folder / "model.onnx")
+
+
+def test_a_model_that_normalises_scenes_sees_no_difference_in_light(scene_engine: Engine, random_engine: Engine) -> None:
+    assert scene_engine.spec.normalisation == "scene"
+    dark = noise(2, 200, 200) // 3
+    bright = dark * 2 + 60
+    labels = [segment_array(scene_engine, image) for image in (dark, bright)]
+    assert (labels[0] == labels[1]).mean() > 0.999
+    assert len(np.unique(labels[0])) == 4
+    assert (segment_array(random_engine, dark) == segment_array(random_engine, bright)).mean() < 0.9
+
+
+def test_a_model_that_normalises_scenes_does_not_depend_on_the_tiling(scene_engine: Engine, tmp_path: Path) -> None:
+    image = noise(2, 333, 457) // 2 + 30
+    image[:, :40] = 0
+    valid = (image != 0).any(axis=0)
+    expected = segment_array(scene_engine, image, valid, options=TilingOptions(tile_px=600))
+    place = {"crs": "EPSG:32633", "transform": Affine(2, 0, 0, 0, -2, 1000)}
+    source = save_raster(tmp_path / "source.tif", image, nodata=0, tiled=True, blockxsize=64, blockysize=64, **place)
+    for tile_px, batch_size in ((72, 1), (128, 3), (None, 1)):
+        options = TilingOptions(tile_px, batch_size)
+        np.testing.assert_array_equal(segment_array(scene_engine, image, valid, options=options), expected)
+        segment_raster(scene_engine, source, tmp_path / "map.tif", options=options, overwrite=True)
+        with rasterio.open(tmp_path / "map.tif") as dataset:
+            np.testing.assert_array_equal(dataset.read(1), expected)

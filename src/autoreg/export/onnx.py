@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from autoreg import __version__
-from autoreg.errors import ConfigError, ModelError
+from autoreg.errors import CheckpointError, ConfigError, ModelError
 from autoreg.export.precision import to_fp16
 from autoreg.export.strip import DeployedNetwork, strip
 from autoreg.network.backbone import load_backbone
 from autoreg.network.checkpoint import Checkpoint, digest_file, load_checkpoint
 from autoreg.network.network import Network
 from autoreg.output import atomic_output, check_output
+from autoreg.raster.palette import unnamed_classes
 from autoreg.runtime.engine import Prediction
 from autoreg.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from autoreg.runtime.parity import Parity, compare, require_parity
@@ -32,6 +33,7 @@ OPSET = 20
 """The last one before ``Attention``, which not every engine takes in float32; ONNX's own evaluator needs 19 or more."""
 
 _EXAMPLE_CELLS = 8
+_PARITY_CROPS = 4
 _PRODUCER = "autoreg"
 
 
@@ -74,7 +76,7 @@ def export_onnx(
         overwrite: replace an existing file.
 
     Raises:
-        CheckpointError: no such file, or not a checkpoint.
+        CheckpointError: no such file, or not a checkpoint, or one from the midst of a training that finds its clusters last.
         ConfigError: ``extractor`` is missing, or given and not wanted.
         ParityError: the model does not say what PyTorch says; nothing is written.
         OutputError: ``output`` exists or cannot be written.
@@ -83,6 +85,11 @@ def export_onnx(
         raise ConfigError(f"precision is {precision!r}, expected fp32 or fp16; for int8 use autoreg calibrate")
     check_output(output, overwrite=overwrite)
     checkpoint = load_checkpoint(checkpoint_path)
+    if not checkpoint.fitted:
+        raise CheckpointError(
+            f"{checkpoint_path} has no clusters yet, because they are found when its training ends; "
+            f"go on with autoreg train -o {checkpoint_path} --resume"
+        )
     network = checkpoint.build_network(extractor or load_backbone(backbone, checkpoint.network.bands))
     deployed = strip(network)
     model = _convert(deployed, checkpoint)
@@ -90,7 +97,7 @@ def export_onnx(
         model = to_fp16(model)
     spec = _spec(checkpoint, network, precision, digest_file(checkpoint_path))
     onnx.checker.check_model(_with_spec(model, spec), full_check=True)
-    parity = _prove(network, _with_spec(model, spec).SerializeToString(), checkpoint.samples, spec)
+    parity = _prove(network, _with_spec(model, spec).SerializeToString(), checkpoint.samples[:_PARITY_CROPS], spec)
     spec = dataclasses.replace(spec, agreement=parity.agreement)
     content = _with_spec(model, spec).SerializeToString()
     with atomic_output(output, overwrite=overwrite) as temporary:
@@ -154,7 +161,7 @@ def _spec(checkpoint: Checkpoint, network: Network, precision: str, digest: str)
     return ModelSpec(
         bands=checkpoint.bands,
         dtype=checkpoint.dtype,
-        classes=tuple(f"cluster {label}" for label in range(network.config.classes)),
+        classes=unnamed_classes(network.config.classes),
         stride=network.config.stride,
         receptive_field_px=network.receptive_field_px,
         crop_px=checkpoint.samples.shape[-1],
@@ -164,6 +171,7 @@ def _spec(checkpoint: Checkpoint, network: Network, precision: str, digest: str)
         checkpoint_digest=digest,
         agreement=0.0,  # until parity has been measured
         autoreg_version=__version__,
+        normalisation=checkpoint.normalisation,
     )
 
 

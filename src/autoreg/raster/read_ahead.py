@@ -1,7 +1,7 @@
-"""Do the next pieces of work in one background thread while the caller uses the current one."""
+"""Do the next pieces of work in background threads while the caller uses the current one."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -9,13 +9,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], *, depth: int) -> Iterator[tuple[Item, Result]]:
+def read_ahead(
+    read: Callable[[Item], Result], items: Iterable[Item], *, depth: int, threads: int = 1
+) -> Generator[tuple[Item, Result]]:
     """Yield ``(item, read(item))`` in order, with up to ``depth`` reads done or under way ahead of the caller.
 
-    ``read`` runs in one thread only, so it may own a handle that is not safe to share. Its errors appear where its result
-    would. When the caller stops early, the reads that have not begun are dropped.
+    With one thread, ``read`` may own a handle that is not safe to share; with more, each thread needs its own. Errors
+    appear where the result would. When the caller stops early, the reads that have not begun are dropped.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="autoreg-read")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="autoreg-read")
     pending: deque[tuple[Item, Future[Result]]] = deque()
     try:
         for item in items:

@@ -1,9 +1,10 @@
 """Read a raster window by window: its pixels, and which of them are data. The only reader of rasters in autoreg."""
 
 import math
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from autoreg.errors import RasterError
+from autoreg.errors import DamagedRasterError, RasterError
 from autoreg.optional import require
 from autoreg.raster.window import Window
 from autoreg.spec import DTYPES
@@ -24,6 +25,8 @@ Valid = NDArray[np.bool_]
 _ALPHA_SAMPLE_PX = 256
 _ALPHA_SHARE = 0.99
 _CACHE_LIMIT_BYTES = 256 * 2**20
+_DATA_CELLS = 64
+_OVERVIEW_LIMIT_PX = 2**22
 
 
 class RasterReader:
@@ -49,7 +52,8 @@ class RasterReader:
             bands: number of data bands that the caller expects, if it knows; it decides what a band tagged as alpha is.
 
         Raises:
-            RasterError: no such file, not an image, a palette image, or pixels of another type than ``dtype`` lists.
+            DamagedRasterError: not an image, or GDAL cannot read it.
+            RasterError: no such file, a palette image, or pixels of another type than ``dtype`` lists.
         """
         self.path = path
         self._dataset = open_dataset(path)
@@ -86,6 +90,8 @@ class RasterReader:
         self._nodata = [_representable(dataset.nodatavals[index - 1], self.dtype) for index in self._indexes]
         flags = [flag.name for flag in dataset.mask_flag_enums[0]]
         self._has_mask = "per_dataset" in flags and "alpha" not in flags
+        marked = any(value is not None for value in self._nodata)
+        self._may_lack_data = marked or self._has_mask or self._alpha is not None or self.dtype == "float32"
 
     def _looks_like_alpha(self, index: int) -> bool:
         """Whether a band that is tagged as alpha switches pixels on and off, rather than measuring something."""
@@ -123,20 +129,44 @@ class RasterReader:
         size = cached_rows * cached_cols * self._dataset.count * np.dtype(self.dtype).itemsize
         return int(min(size, _CACHE_LIMIT_BYTES))
 
+    def find_data(self) -> Valid | None:
+        """Look in the smallest overview where the raster has data, without decoding the raster itself.
+
+        Returns:
+            (rows, cols), at most 64 each: the raster cut evenly, True where a cell has data in the overview. None if the
+            file marks no pixels as nodata, or has no overview of at most 4 million pixels.
+
+        Raises:
+            DamagedRasterError: the overview cannot be read.
+        """
+        factors = self._dataset.overviews(self._indexes[0]) if self._may_lack_data else []
+        if not factors:
+            return None
+        height, width = (-(-size // max(factors)) for size in (self.height, self.width))
+        if height * width > _OVERVIEW_LIMIT_PX:
+            return None
+        shape = {"out_shape": (height, width)}
+        valid = self._valid(self._read(self._indexes, **shape), shape)
+        for axis, size in enumerate((height, width)):
+            starts = np.arange(min(size, _DATA_CELLS)) * size // min(size, _DATA_CELLS)
+            valid = np.logical_or.reduceat(valid, starts, axis=axis)
+        return valid
+
     def read(self, window: Window) -> tuple[Pixels, Valid]:
         """Read the pixels of ``window`` and which of them are data.
 
         A window may reach past the right and bottom edges: there the last column and row are repeated.
 
         Raises:
-            RasterError: the file is damaged there.
+            DamagedRasterError: the file cannot be read there.
         """
         inside = window.clipped(self.height, self.width)
-        place = ((inside.row, inside.row + inside.height), (inside.col, inside.col + inside.width))
-        pixels = self._read(self._indexes, window=place)
+        place = {"window": ((inside.row, inside.bottom), (inside.col, inside.right))}
+        pixels = self._read(self._indexes, **place)
         return window.extend(pixels), window.extend(self._valid(pixels, place))
 
-    def _valid(self, pixels: Pixels, place: tuple[tuple[int, int], tuple[int, int]]) -> Valid:
+    def _valid(self, pixels: Pixels, place: dict[str, Any]) -> Valid:
+        """Which of ``pixels``, that were read with the options ``place``, are data."""
         valid = np.ones(pixels.shape[1:], np.bool_)
         if any(value is not None for value in self._nodata):
             nodata = np.ones_like(valid)
@@ -146,7 +176,7 @@ class RasterReader:
         if pixels.dtype.kind == "f":
             valid &= np.isfinite(pixels).all(axis=0)
         if self._alpha is not None:
-            valid &= self._read(self._alpha, window=place) != 0
+            valid &= self._read(self._alpha, **place) != 0
         if self._has_mask:
             valid &= self._read_masks(place) != 0
         return valid
@@ -155,13 +185,13 @@ class RasterReader:
         try:
             return np.asarray(self._dataset.read(indexes, **options))
         except _rasterio().errors.RasterioError as error:
-            raise RasterError(f"{self.path} is damaged: {_reason(error)}") from error
+            raise DamagedRasterError(f"{self.path} is damaged: {_reason(error)}") from error
 
-    def _read_masks(self, place: tuple[tuple[int, int], tuple[int, int]]) -> NDArray[np.uint8]:
+    def _read_masks(self, place: dict[str, Any]) -> NDArray[np.uint8]:
         try:
-            return np.asarray(self._dataset.read_masks(1, window=place))
+            return np.asarray(self._dataset.read_masks(1, **place))
         except _rasterio().errors.RasterioError as error:
-            raise RasterError(f"the mask of {self.path} is damaged: {_reason(error)}") from error
+            raise DamagedRasterError(f"the mask of {self.path} is damaged: {_reason(error)}") from error
 
     def close(self) -> None:
         """Close the file."""
@@ -178,7 +208,8 @@ def open_dataset(path: str | Path) -> Any:
     """Open ``path`` with rasterio, whatever it holds.
 
     Raises:
-        RasterError: no such file, or GDAL cannot read it.
+        DamagedRasterError: GDAL cannot read it.
+        RasterError: no such file, or one without bands.
     """
     name = str(path)
     rasterio = _rasterio()
@@ -191,7 +222,7 @@ def open_dataset(path: str | Path) -> Any:
         with georeference_optional():
             dataset = rasterio.open(name)
     except rasterio.errors.RasterioError as error:
-        raise RasterError(f"{name} cannot be read as an image: {_reason(error, name)}") from error
+        raise DamagedRasterError(f"{name} cannot be read as an image: {_reason(error, name)}") from error
     if dataset.count == 0:
         dataset.close()
         raise RasterError(f"{name} holds no bands itself; name one of the rasters inside it")
@@ -201,9 +232,35 @@ def open_dataset(path: str | Path) -> Any:
 @contextmanager
 def georeference_optional() -> Iterator[None]:
     """Open and write rasters without being warned that they lie nowhere on Earth: a JPEG or PNG seldom does."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", _rasterio().errors.NotGeoreferencedWarning)
+    with _filters.ignoring(_rasterio().errors.NotGeoreferencedWarning):
         yield
+
+
+class _Filters:
+    """The filters of warnings, one list for all threads: the first that comes changes it, the last that goes restores it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._restore = ExitStack()
+
+    @contextmanager
+    def ignoring(self, kind: type[Warning]) -> Iterator[None]:
+        with self._lock:
+            if self._inside == 0:
+                self._restore.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore", kind)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._restore.close()
+
+
+_filters = _Filters()
 
 
 def _rasterio() -> Any:

@@ -17,7 +17,7 @@ class Answer(NamedTuple):
     """What an engine says about one tile, and which of its pixels are data.
 
     Attributes:
-        labels: (H, W), 0 .. K-1.
+        labels: (H, W), clusters 0 .. K-1.
         logits: (K, H / stride, W / stride).
         valid: (H, W), True where a pixel is data.
     """
@@ -27,17 +27,19 @@ class Answer(NamedTuple):
     valid: NDArray[np.bool_]
 
 
-def blend(core: Window, answers: Mapping[Window, Answer], stride: int) -> tuple[Labels, float]:
+def blend(core: Window, answers: Mapping[Window, Answer], stride: int, labels_of: NDArray[np.uint8]) -> tuple[Labels, float]:
     """Label ``core`` from the tiles that cover it.
 
-    A pixel's label is the most probable class of the weighted mean of the covering tiles' probabilities. Its dependence on
-    the tiling is the weighted share of those tiles, 0..1, whose own label is another one: how probably one of them alone,
-    drawn by its weight, would have changed the label. Where one tile is alone, as in the raster's corners, that is 0.
+    A pixel's label is that of the most probable cluster of the weighted mean of the covering tiles' probabilities; where all
+    tiles name clusters of one class, it is that class. Its dependence on the tiling is the weighted share of those tiles,
+    0..1, whose own label is another one: how probably one of them alone, drawn by its weight, would have changed the label.
+    Where one tile is alone, as in the raster's corners, that is 0.
 
     Args:
         core: the pixels to label.
         answers: by the tile's place; every pixel of ``core`` is covered.
         stride: pixels per cell of the logits.
+        labels_of: label of each cluster, (256,).
 
     Returns:
         (core.height, core.width) labels, 255 where a pixel is no data; and the dependence, summed over the pixels with data.
@@ -46,13 +48,13 @@ def blend(core: Window, answers: Mapping[Window, Answer], stride: int) -> tuple[
     dependence = 0.0
     for cell, tiles in cells(core, answers):
         valid = answers[tiles[0]].valid[cell.within(tiles[0]).slices]
-        own = np.stack([answers[tile].labels[cell.within(tile).slices] for tile in tiles])
+        own = labels_of.take([answers[tile].labels[cell.within(tile).slices] for tile in tiles])
         label = own[0]
         # Where all tiles agree, so does their mean, and its rounding must not have a say.
         disputed = (own != label).any(axis=0) & valid
         if disputed.any():
             weight = np.stack([weights(tile, cell) for tile in tiles])
-            label = np.where(disputed, _most_probable(cell, tiles, weight, answers, stride), label)
+            label = np.where(disputed, labels_of.take(_most_probable(cell, tiles, weight, answers, stride)), label)
             share = (weight * (own != label)).sum(axis=0) / weight.sum(axis=0)
             dependence += float(share.sum(where=disputed, dtype=np.float64))
         labels[cell.within(core).slices] = np.where(valid, label, np.uint8(NODATA_LABEL))
@@ -62,7 +64,7 @@ def blend(core: Window, answers: Mapping[Window, Answer], stride: int) -> tuple[
 def _most_probable(
     cell: Window, tiles: list[Window], weight: NDArray[np.float32], answers: Mapping[Window, Answer], stride: int
 ) -> Labels:
-    """The most probable class of the weighted mean. (tiles, h, w) weights to (h, w)."""
+    """The most probable cluster of the weighted mean. (tiles, h, w) weights to (h, w)."""
     total = np.zeros((len(answers[tiles[0]].logits), cell.height, cell.width), np.float32)
     for tile, tile_weight in zip(tiles, weight, strict=True):
         total += tile_weight * _probabilities_within(cell.within(tile), answers[tile].logits, stride)

@@ -11,7 +11,7 @@ from autoreg.spec import ModelSpec
 Images = NDArray[np.float32]
 """(N, C, H, W) raw pixel values; H and W are multiples of the model's stride."""
 Labels = NDArray[np.uint8]
-"""(N, H, W), 0 .. K-1."""
+"""(N, H, W), clusters 0 .. K-1. What a map says for each is in the spec's classes."""
 Logits = NDArray[np.floating[Any]]
 """(N, K, H / stride, W / stride), float32 from every engine. Upsampled bilinearly, their softmax are the probabilities and
 their argmax the labels."""

@@ -3,7 +3,9 @@
 The labels are those of one pass over the whole, unless the model looks at the whole tile: then tiles overlap and blend.
 """
 
+import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from autoreg.errors import RasterError
 from autoreg.raster.blending import Blending, plan_blending
 from autoreg.raster.read_ahead import read_ahead
+from autoreg.raster.statistics import Read, match_scene
 from autoreg.raster.tiling import Tiling, plan_tiles
 from autoreg.raster.window import Window
 from autoreg.runtime.blend import Answer, blend
@@ -22,9 +25,6 @@ from autoreg.runtime.engine import Engine, Labels
 from autoreg.spec import NODATA_LABEL, ModelSpec
 
 _READ_AHEAD_BATCHES = 2
-
-Read = Callable[[Window], tuple[NDArray[Any], NDArray[np.bool_]]]
-"""From a window to its pixels (C, h, w) and which of them are data (h, w)."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,13 @@ def segment_array(
 
     Args:
         engine: from ``load_engine``.
-        image: (bands, height, width), raw pixel values as in the rasters of the training.
+        image: (bands, height, width), raw pixel values as in the rasters of the training. A model of normalisation ``scene``
+            measures it, so it should be a whole scene then: a piece of one has other statistics, and gets other labels.
         valid: (height, width), True where a pixel is data; if None, where all bands are finite.
         options: how to cut it; see there what depends on this.
 
     Returns:
-        (height, width), uint8: 0 .. K-1, and 255 where ``valid`` is False.
+        (height, width), uint8: labels of ``engine.spec.classes``, and 255 where ``valid`` is False.
 
     Raises:
         RasterError: the image does not have the model's bands, or no pixels.
@@ -104,11 +105,7 @@ def segment_array(
     if data.shape != (height, width):
         raise RasterError(f"valid has shape {data.shape}, expected {(height, width)}, the image's")
     labels = np.empty((height, width), np.uint8)
-
-    def read(window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        inside = window.clipped(height, width).slices
-        return window.extend(image[:, *inside]), window.extend(data[inside])
-
+    read = scene_reader(engine.spec, array_reader(image, data), height, width)
     options = options or TilingOptions()
     for part in _segment_tiles(engine, options.plan(engine.spec, height, width), read, options.batch_size):
         labels[part.core.slices] = part.labels
@@ -127,7 +124,7 @@ def segment_raster(
     """Segment a raster file into a class map of the same size and place, holding some tiles in memory.
 
     The map is a Cloud-Optimized GeoTIFF of uint8 labels with a colour table, nodata 255 where the source has no data, and
-    tags that say which model made it.
+    tags that say which model made it, and, in ``AUTOREG_CLASSES``, what the labels mean: the classes of its spec, as JSON.
 
     Args:
         engine: from ``load_engine``.
@@ -158,10 +155,15 @@ def segment_raster(
         with (
             require("rasterio").Env(GDAL_CACHEMAX=cache),
             write_labels(
-                Path(target), like=raster, classes=len(spec.classes), tags=_provenance(engine), overwrite=overwrite
+                Path(target),
+                like=raster,
+                colours={item.label: item.rgb for item in spec.classes},
+                tags=_provenance(engine),
+                overwrite=overwrite,
             ) as writer,
         ):
-            for core, labels, tiling_dependent in _segment_tiles(engine, plan, raster.read, options.batch_size):
+            read = scene_reader(spec, raster.read, raster.height, raster.width)
+            for core, labels, tiling_dependent in _segment_tiles(engine, plan, read, options.batch_size):
                 writer.write(labels, core)
                 labelled += int(np.count_nonzero(labels != NODATA_LABEL))
                 dependent += tiling_dependent
@@ -169,6 +171,38 @@ def segment_raster(
                 if progress:
                     progress(done, total)
     return Segmented(labelled, dependent / max(labelled, 1))
+
+
+def array_reader(image: NDArray[Any], valid: NDArray[np.bool_]) -> Read:
+    """Read windows of an image (bands, height, width) in memory; past its edges, the last row and column are repeated."""
+
+    def read(window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        inside = window.clipped(*valid.shape).slices
+        return window.extend(image[:, *inside]), window.extend(valid[inside])
+
+    return read
+
+
+def scene_reader(spec: ModelSpec, read: Read, height: int, width: int) -> Read:
+    """Read what goes into a model: raw pixels, rescaled by the statistics of the scene if that is the model's normalisation.
+
+    Args:
+        spec: of the model.
+        read: the raw pixels of the scene.
+        height: of the scene, in pixels.
+        width: of the scene, in pixels.
+    """
+    if spec.normalisation == "global":
+        return read
+    rescaling = match_scene(read, height, width, mean=spec.mean, std=spec.std)
+
+    def read_rescaled(window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        pixels, valid = read(window)
+        image = pixels.astype(np.float32)
+        rescaling.apply(image)
+        return image, valid
+
+    return read_rescaled
 
 
 def _check_raster(path: str | Path, bands: tuple[str, ...], dtype: str, spec: ModelSpec) -> None:
@@ -194,7 +228,7 @@ def _provenance(engine: Engine) -> dict[str, str]:
         "AUTOREG_CHECKPOINT_SHA256": spec.checkpoint_digest,
         "AUTOREG_PRECISION": spec.precision,
         "AUTOREG_ENGINE": engine.device,
-        "AUTOREG_CLASSES": ",".join(spec.classes),
+        "AUTOREG_CLASSES": json.dumps([dataclasses.asdict(item) for item in spec.classes], ensure_ascii=False),
     }
 
 
@@ -208,21 +242,30 @@ def _segment_tiles(engine: Engine, plan: Tiling | Blending, read: Read, batch_si
 def _segment_exactly(engine: Engine, tiling: Tiling, read: Read, batch_size: int) -> Iterator[_Part]:
     batches = _read_batches(engine.spec, (tile.window for tile in tiling), read, batch_size)
     answers = (answer for images, masks in batches for answer in zip(engine.label(images), masks, strict=True))
-    for tile, (labels, valid) in zip(tiling, answers, strict=True):
+    labels_of = _labels_of_clusters(engine.spec)
+    for tile, (clusters, valid) in zip(tiling, answers, strict=True):
         inside = tile.core.within(tile.window).slices
-        yield _Part(tile.core, np.where(valid[inside], labels[inside], np.uint8(NODATA_LABEL)), 0.0)
+        yield _Part(tile.core, np.where(valid[inside], labels_of.take(clusters[inside]), np.uint8(NODATA_LABEL)), 0.0)
 
 
 def _segment_blended(engine: Engine, blending: Blending, read: Read, batch_size: int) -> Iterator[_Part]:
     batches = _read_batches(engine.spec, (tile for area in blending for tile in area.tiles), read, batch_size)
     answers = (Answer(*answer) for images, masks in batches for answer in zip(*engine.predict(images), masks, strict=True))
+    labels_of = _labels_of_clusters(engine.spec)
     held: dict[Window, Answer] = {}
     for core, tiles in blending:
         if core.row == 0:
             held.clear()  # a new strip
         held = {tile: answer for tile, answer in held.items() if tile.bottom > core.row}
         held |= {tile: next(answers) for tile in tiles}
-        yield _Part(core, *blend(core, held, blending.stride))
+        yield _Part(core, *blend(core, held, blending.stride, labels_of))
+
+
+def _labels_of_clusters(spec: ModelSpec) -> NDArray[np.uint8]:
+    """Label of each cluster, (256,): nodata for what is none, whatever the graph answers."""
+    table = np.full(NODATA_LABEL + 1, NODATA_LABEL, np.uint8)
+    table[: spec.clusters] = spec.cluster_labels
+    return table
 
 
 def _read_batches(

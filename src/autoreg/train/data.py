@@ -1,56 +1,43 @@
-"""Rasters to batches of random crops, and the statistics that normalise them."""
+"""Batches of random crops of the scenes."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count, islice
-from pathlib import Path
+from contextlib import closing
+from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoreg.errors import RasterError
+from autoreg.raster.handles import Handles
 from autoreg.raster.read_ahead import read_ahead
-from autoreg.raster.reader import RasterReader
-from autoreg.raster.tiling import round_up
+from autoreg.raster.reader import Pixels, Valid
+from autoreg.raster.statistics import Rescaling, match_scene
 from autoreg.raster.window import Window
+from autoreg.train.scenes import THREADS, Scenes
 
-SUPERBLOCK_PX = 1024
-"""Side of what is read at once; several crops are cut from it, because decoding blocks costs more than cutting."""
+CROPS_PER_TURN = 24
+"""Crops that a position of the batch takes from one super-block, before it turns to another."""
 
-_CROPS_PER_SUPERBLOCK = 8
-_BATCHES_PER_CHUNK = 8
-_STATISTICS_SUPERBLOCKS = 256
-_TRIES = 20
+TURNS_AHEAD = 2 * THREADS
+BATCHES_AHEAD = 2
+
+_TRIES = 1000
 _LEAST_VALID = 0.5
-
-
-@dataclass(frozen=True)
-class Scenes:
-    """The rasters to train on; all have the same bands and type.
-
-    Attributes:
-        paths: of the rasters.
-        shapes: height and width of each, in pixels.
-        bands: names of the bands, from the first raster.
-        dtype: of the pixels.
-    """
-
-    paths: tuple[str, ...]
-    shapes: tuple[tuple[int, int], ...]
-    bands: tuple[str, ...]
-    dtype: str
-
-    def open(self, index: int) -> RasterReader:
-        """Open one of the rasters."""
-        return RasterReader(self.paths[index], bands=len(self.bands))
+_ROUNDS, _LEAST_TAKEN = 16, CROPS_PER_TURN // 4
+"""Where little is data, more places are tried, so that the super-block was not decoded for a crop or two."""
+_MOST_EMPTY = 100_000
+_STREAM = 5
+"""Tells the random numbers of the crops from those that others draw from the same seed."""
 
 
 class Batch(NamedTuple):
     """Crops for one step.
 
     Attributes:
-        images: raw pixels, float32 (N, bands, crop_px, crop_px); pixels without data hold the mean.
+        images: float32 (N, bands, crop_px, crop_px), raw pixels, rescaled if the scenes are normalised one by one; pixels
+            without data hold the mean.
         valid: bool (N, crop_px, crop_px), True where a pixel is data.
     """
 
@@ -58,152 +45,206 @@ class Batch(NamedTuple):
     valid: NDArray[np.bool_]
 
 
-def open_scenes(paths: Sequence[str | Path], *, crop_px: int) -> Scenes:
-    """Look at every raster and make sure that they fit together.
-
-    Raises:
-        RasterError: one cannot be read, is smaller than a crop, or has other bands or another type than the first.
-    """
-    if not paths:
-        raise RasterError("no rasters were given, expected at least one")
-    shapes, first = [], None
-    for path in paths:
-        with RasterReader(path, bands=len(first.bands) if first else None) as raster:
-            first = first or raster
-            if len(raster.bands) != len(first.bands):
-                raise RasterError(
-                    f"{path} has {len(raster.bands)} bands, but {first.path} has {len(first.bands)}; "
-                    f"train on rasters of one kind"
-                )
-            if raster.dtype != first.dtype:
-                raise RasterError(
-                    f"{path} has pixels of type {raster.dtype}, but {first.path} has {first.dtype}; "
-                    f"train on rasters of one kind"
-                )
-            if min(raster.height, raster.width) < crop_px:
-                raise RasterError(
-                    f"{path} has {raster.height} x {raster.width} px, which is smaller than a crop of {crop_px} px; "
-                    f"leave it out or use a smaller crop_px"
-                )
-            shapes.append((raster.height, raster.width))
-    assert first is not None
-    return Scenes(tuple(str(path) for path in paths), tuple(shapes), first.bands, first.dtype)
-
-
-def estimate_normalisation(scenes: Scenes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each band over the pixels that are data; never zero, and no raster is held.
-
-    Reads every super-block, or an even sample of 256 where there are more, and merges their moments (Chan et al., 1979).
-
-    Raises:
-        RasterError: a raster is damaged, or none has any data.
-    """
-    blocks = [(index, window) for index in range(len(scenes.paths)) for window in _superblocks(scenes, index)]
-    step = max(1, len(blocks) / _STATISTICS_SUPERBLOCKS)
-    chosen = [blocks[int(position)] for position in np.arange(0, len(blocks), step)]
-    total, mean, squares = 0, np.zeros(len(scenes.bands)), np.zeros(len(scenes.bands))
-    for index, window in chosen:
-        with scenes.open(index) as raster:
-            pixels, valid = raster.read(window)
-        values = pixels[:, valid].astype(np.float64)
-        size = values.shape[1]
-        if size == 0:
-            continue
-        block_mean = values.mean(axis=1)
-        shift = block_mean - mean
-        squares += ((values - block_mean[:, None]) ** 2).sum(axis=1) + shift**2 * (total * size / (total + size))
-        mean += shift * (size / (total + size))
-        total += size
-    if total == 0:
-        raise RasterError(f"none of the {len(scenes.paths)} rasters has a pixel with data, expected imagery")
-    std = np.sqrt(squares / total)
-    return mean, np.where(std > 1e-6 * (1 + np.abs(mean)), std, 1.0)
-
-
 def read_batches(
-    scenes: Scenes, *, crop_px: int, batch_size: int, fill: NDArray[Any], seed: int, start: int = 0
+    scenes: Scenes,
+    *,
+    crop_px: int,
+    batch_size: int,
+    fill: NDArray[Any],
+    seed: int,
+    start: int = 0,
+    scene_std: NDArray[Any] | None = None,
+    part: Sequence[int] | None = None,
 ) -> Generator[Batch]:
-    """Yield random batches for ever, from batch number ``start`` on; the next ones are read in a background thread.
+    """Yield random batches for ever, from batch number ``start`` on; the next ones are read in background threads.
 
-    Batch number n is a function of the arguments alone, so an interrupted training goes on with the batches that it would
-    have seen. Crops are drawn in chunks of 8 batches: super-blocks are drawn by area, 8 crops are cut from each, and the
-    chunk is shuffled before it is dealt out, so the crops of one batch come from many places.
+    Each position of the batch has a super-block of its own, drawn by area, and takes a crop from it for each of 24 batches;
+    then it turns to another. The positions turn one after the other. So the crops of a batch come from as many
+    places as there are crops, and as much is read for one batch as for the next.
+
+    The crop at position p of batch n is a function of ``scenes``, ``crop_px``, ``seed``, n and p alone: an interrupted
+    training goes on with the batches that it would have seen, and several processes can each read their part of a common
+    batch. Where a super-block is damaged or has too little data, another is drawn in its place, by the same rule.
+
+    Memory: 24 crops for each position and for each of 8 turns ahead, in the type of the rasters; 3 batches; for each of 4
+    threads, a super-block and 64 open rasters; and GDAL's cache of blocks (its own setting, ``GDAL_CACHEMAX``).
 
     Args:
         scenes: the rasters.
         crop_px: side of a crop.
         batch_size: crops per batch.
-        fill: value per band for pixels without data.
+        fill: value per band for pixels without data: the mean.
         seed: of the random choices.
         start: number of the first batch.
+        scene_std: if given, the bands of each scene are rescaled so that their mean is ``fill`` and their deviation this.
+        part: positions, 0 to ``batch_size`` - 1, that the batches consist of, in their order; all of them if None. Nothing
+            is read for the others.
 
     Raises:
-        RasterError: a raster is damaged, or no crop with data was found.
+        RasterError: no crop with data was found.
     """
-    sampler = _Sampler(scenes, crop_px, batch_size, fill, seed)
-    first, skip = divmod(start, _BATCHES_PER_CHUNK)
-    chunks = read_ahead(sampler.chunk, count(first), depth=1)
-    yield from islice((batch for _, chunk in chunks for batch in chunk), skip, None)
+    positions = range(batch_size) if part is None else part
+    with Handles(scenes.open) as handles:
+        cutter = _Cutter(scenes, handles, crop_px, seed, fill, scene_std)
+        turns = read_ahead(cutter.cut, _turns(positions, start), depth=TURNS_AHEAD, threads=THREADS)
+        held: dict[int, _Turn] = {}
+
+        def assemble(number: int) -> Batch:
+            images = np.empty((len(positions), len(scenes.bands), crop_px, crop_px), np.float32)
+            valid = np.empty((len(positions), crop_px, crop_px), np.bool_)
+            for slot, position in enumerate(positions):
+                crop = (number + position) % CROPS_PER_TURN
+                if crop == 0 or slot not in held:
+                    _, held[slot] = next(turns)
+                held[slot].copy(crop, images[slot], valid[slot])
+                if not valid[slot].all():
+                    images[slot][:, ~valid[slot]] = np.asarray(fill, np.float32)[:, None]
+            return Batch(images, valid)
+
+        batches = read_ahead(assemble, count(start), depth=BATCHES_AHEAD)
+        with closing(turns), closing(batches):
+            for _, batch in batches:
+                yield batch
 
 
-class _Sampler:
-    def __init__(self, scenes: Scenes, crop_px: int, batch_size: int, fill: NDArray[Any], seed: int) -> None:
-        self._scenes, self._crop_px, self._batch_size, self._seed = scenes, crop_px, batch_size, seed
-        self._fill = np.asarray(fill, np.float32)
-        areas = np.array([height * width for height, width in scenes.shapes], np.float64)
-        self._share = areas / areas.sum()
+def _turns(positions: Sequence[int], start: int) -> Iterator[tuple[int, int]]:
+    """Position and number of each turn, in the order in which the batches from ``start`` on begin to use them."""
+    for position in positions:
+        yield position, (start + position) // CROPS_PER_TURN
+    for number in count(start + 1):
+        for position in positions:
+            turn, crop = divmod(number + position, CROPS_PER_TURN)
+            if crop == 0:
+                yield position, turn
 
-    def chunk(self, number: int) -> list[Batch]:
-        """The batches of chunk ``number``."""
-        rng = np.random.default_rng((self._seed, number))
-        wanted = self._batch_size * _BATCHES_PER_CHUNK
-        images = np.empty((wanted, len(self._fill), self._crop_px, self._crop_px), np.float32)
-        valid = np.empty((wanted, self._crop_px, self._crop_px), np.bool_)
-        filled, empty = 0, 0
-        while filled < wanted:
-            pixels, data = self._read_superblock(rng)
-            before = filled
-            for _ in range(min(_CROPS_PER_SUPERBLOCK, wanted - filled)):
-                row, col = (int(rng.integers(size - self._crop_px + 1)) for size in data.shape)
-                place = Window(row, col, self._crop_px, self._crop_px).slices
-                if data[place].mean() < _LEAST_VALID:
-                    continue
-                images[filled], valid[filled] = pixels[:, *place], data[place]
-                images[filled][:, ~valid[filled]] = self._fill[:, None]
-                filled += 1
-            empty = empty + 1 if filled == before else 0
-            if empty == _TRIES * len(self._scenes.paths):
+
+class _Turn(NamedTuple):
+    """The crops that one position takes from one place.
+
+    Attributes:
+        pixels: (24, bands, crop_px, crop_px), in the type of the rasters.
+        valid: bool (24, crop_px, crop_px), True where a pixel is data.
+        rescalings: of each crop's scene; empty if they are not rescaled.
+    """
+
+    pixels: NDArray[Any]
+    valid: NDArray[np.bool_]
+    rescalings: list[Rescaling]
+
+    def copy(self, crop: int, image: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+        """Copy one crop into a batch."""
+        image[:] = self.pixels[crop]
+        if self.rescalings:
+            self.rescalings[crop].apply(image)
+        valid[:] = self.valid[crop]
+
+
+class _Cutter:
+    """Cuts the crops of a turn. What it remembers follows from the rasters alone, whichever thread found it out and when."""
+
+    def __init__(
+        self,
+        scenes: Scenes,
+        handles: Handles,
+        crop_px: int,
+        seed: int,
+        mean: NDArray[Any],
+        scene_std: NDArray[Any] | None,
+    ) -> None:
+        self._scenes, self._handles, self._crop_px, self._seed = scenes, handles, crop_px, seed
+        self._mean, self._scene_std = mean, scene_std
+        self._ends = np.cumsum([height * width for height, width in scenes.shapes])
+        self._least_valid = int(_LEAST_VALID * crop_px**2)
+        self._rescalings: dict[int, Rescaling] = {}
+        self._data_cells: dict[int, Valid | None] = {}
+        self._empty: set[tuple[int, Window]] = set()
+
+    def cut(self, place: tuple[int, int]) -> _Turn:
+        """The crops of one turn: position and number of the turn."""
+        rng = np.random.default_rng((self._seed, *place, _STREAM))
+        shape = (CROPS_PER_TURN, len(self._scenes.bands), self._crop_px, self._crop_px)
+        turn = _Turn(np.empty(shape, self._scenes.dtype), np.empty((shape[0], *shape[2:]), np.bool_), [])
+        filled, tries = 0, 0
+        while filled < CROPS_PER_TURN:
+            index, window = self._draw(rng)
+            part = self._read(index, window)
+            taken = self._take(rng, index, *part, turn, filled) if part else 0
+            filled += taken
+            tries = 0 if taken else tries + 1
+            if tries == _TRIES:
                 raise RasterError(
-                    f"no crop of {self._crop_px} px with at least {100 * _LEAST_VALID:.0f} % data was found in "
-                    f"{empty} places of {len(self._scenes.paths)} rasters; use a smaller crop_px or rasters with less nodata"
+                    f"no crop of {self._crop_px} px with {100 * _LEAST_VALID:.0f} % data was found in {tries} places of "
+                    f"{len(self._scenes.paths)} rasters; use a smaller crop_px or rasters with less nodata"
                 )
-        order = rng.permutation(wanted).reshape(_BATCHES_PER_CHUNK, self._batch_size)
-        return [Batch(images[indices], valid[indices]) for indices in order]
+        return turn
 
-    def _read_superblock(self, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """A random super-block of a random raster, whose sides start and end on the blocks of the file."""
-        index = int(rng.choice(len(self._scenes.paths), p=self._share))
-        with self._scenes.open(index) as raster:
-            height, width = (
-                _random_span(rng, size, block, self._crop_px)
-                for size, block in zip(self._scenes.shapes[index], raster.block_shape, strict=True)
+    def _take(self, rng: np.random.Generator, index: int, pixels: Pixels, valid: Valid, turn: _Turn, filled: int) -> int:
+        """Cut random crops with enough data from a super-block into a turn that has ``filled`` already; returns how many."""
+        places: list[tuple[slice, slice]] = []
+        for _ in range(_ROUNDS):
+            rows, cols = (rng.integers(size - self._crop_px + 1, size=CROPS_PER_TURN).tolist() for size in valid.shape)
+            drawn = [Window(*corner, self._crop_px, self._crop_px).slices for corner in zip(rows, cols, strict=True)]
+            places += [place for place in drawn if np.count_nonzero(valid[place]) >= self._least_valid]
+            if len(places) >= _LEAST_TAKEN:
+                break
+        places = places[: CROPS_PER_TURN - filled]
+        for crop, place in enumerate(places, start=filled):
+            turn.pixels[crop], turn.valid[crop] = pixels[:, *place], valid[place]
+        if self._scene_std is not None and places:
+            turn.rescalings.extend([self._rescaling(index, self._scene_std)] * len(places))
+        return len(places)
+
+    def _read(self, index: int, window: Window) -> tuple[Pixels, Valid] | None:
+        """A super-block; None if too little of it is data, which is remembered, so that it is not decoded again."""
+        if (index, window) in self._empty:
+            return None
+        pixels, valid = self._scenes.read(self._handles, index, window)
+        if np.count_nonzero(valid) >= self._least_valid:
+            return pixels, valid
+        if len(self._empty) < _MOST_EMPTY:
+            self._empty.add((index, window))
+        return None
+
+    def _draw(self, rng: np.random.Generator) -> tuple[int, Window]:
+        """A random super-block, as far as one knows with data; each part of all rasters is equally likely."""
+        while True:
+            index = int(np.searchsorted(self._ends, rng.integers(self._ends[-1]), side="right"))
+            shape, blocks = self._scenes.shapes[index], self._scenes.block_shapes[index]
+            lengths = self._scenes.superblock_shape(index, self._crop_px)
+            row, col = (_random_start(rng, *axis) for axis in zip(shape, lengths, blocks, strict=True))
+            window = Window(row, col, *lengths)
+            if self._may_have_data(index, window):
+                return index, window
+
+    def _may_have_data(self, index: int, window: Window) -> bool:
+        """Whether an overview of the raster shows data in ``window``, or cannot tell."""
+        if index not in self._data_cells:
+            try:
+                self._data_cells[index] = self._handles[index].find_data()
+            except RasterError as error:
+                self._scenes.skip(self._scenes.paths[index], str(error))
+                self._data_cells[index] = None
+        cells = self._data_cells[index]
+        if cells is None or not cells.any():
+            return True
+        (top, bottom), (left, right) = (
+            (start * number // size, -(-(start + length) * number // size))
+            for start, length, number, size in zip(
+                window[:2], window[2:], cells.shape, self._scenes.shapes[index], strict=True
             )
-            return raster.read(Window(height[0], width[0], height[1], width[1]))
+        )
+        return bool(cells[top:bottom, left:right].any())
+
+    def _rescaling(self, index: int, std: NDArray[Any]) -> Rescaling:
+        if index not in self._rescalings:
+            read = partial(self._scenes.read, self._handles, index)
+            self._rescalings[index] = match_scene(read, *self._scenes.shapes[index], mean=self._mean, std=std)
+        return self._rescalings[index]
 
 
-def _random_span(rng: np.random.Generator, size: int, block: int, crop_px: int) -> tuple[int, int]:
-    """Start and length of a span of at least ``crop_px`` px that lies on blocks, each part of the raster equally likely."""
-    block = block if block <= SUPERBLOCK_PX else 1  # a strip as wide as the raster is not worth reading whole
-    length = min(round_up(max(SUPERBLOCK_PX, crop_px), block), size)
+def _random_start(rng: np.random.Generator, size: int, length: int, block: int) -> int:
+    """Start of a span of ``length`` px on the blocks of a file, or at its end, each part of ``size`` equally likely."""
     # Drawing from a range that overshoots both ends, and clipping, reaches the corners as often as the middle.
     start = int(rng.integers(-length // 2, size - length // 2))
-    start = min(max(round(start / block) * block, 0), size - length)
-    return start, length
-
-
-def _superblocks(scenes: Scenes, index: int) -> Iterator[Window]:
-    """The super-blocks that cover a raster."""
-    height, width = scenes.shapes[index]
-    for row in range(0, height, SUPERBLOCK_PX):
-        for col in range(0, width, SUPERBLOCK_PX):
-            yield Window(row, col, SUPERBLOCK_PX, SUPERBLOCK_PX).clipped(height, width)
+    block = block if block <= length else 1
+    return min(max(round(start / block) * block, 0), size - length)

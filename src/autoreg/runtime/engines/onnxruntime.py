@@ -89,4 +89,7 @@ def _read_spec(session: Any, name: str) -> ModelSpec:
         raise ModelError(
             f"{name} takes input of shape {declared}, but its spec says {len(spec.bands)} bands; export it again"
         )
+    answered = session.get_outputs()[1].shape[1]
+    if answered != spec.clusters:
+        raise ModelError(f"{name} gives {answered} clusters, but its spec says {spec.clusters}; export it again")
     return spec
