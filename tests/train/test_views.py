@@ -1,4 +1,6 @@
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from autoreg.network.config import NetworkConfig
 from autoreg.network.network import Network
 from autoreg.network.orderings import ORDERINGS, RASTER_ORDERINGS, Ordering, find_orderings
 from autoreg.train.losses import joint_distribution, joint_per_displacement, mutual_information
+from autoreg.train.transforms import IDENTITY, Dihedral
 from autoreg.train.views import calibrate_network, draw_orderings, predict_crossed, view_features
 
 SAMPLINGS = ("random", "no_rep", "hard")
@@ -33,13 +36,13 @@ def test_predictions_that_depend_on_the_ordering_alone_score_nothing(
     generator = torch.Generator().manual_seed(seed)
     answers = {ordering: (9 * torch.randn(5, generator=generator)).softmax(dim=0) for ordering in ORDERINGS}
 
-    def predict(images: Tensor, ordering: Ordering | None) -> Tensor:
-        assert ordering
-        return answers[ordering][None, :, None, None].expand(len(images), 5, 32, 32)
+    def predict(images: Tensor, orderings: Sequence[Ordering | None]) -> Tensor:
+        chosen = torch.stack([answers[ordering] for ordering in orderings if ordering])
+        return chosen.repeat_interleave(len(images) // len(orderings), dim=0)[:, :, None, None].expand(-1, 5, 32, 32)
 
     first, second = draw_orderings(find_orderings(names), sampling, rng(seed))
     images = torch.zeros(16, 1)
-    views = predict_crossed(predict, images, first, 0), predict_crossed(predict, images, second, 1)
+    views = predict_crossed(predict, images, images, first, second)
     for joint in (joint_distribution, joint_per_displacement):
         assert abs(mutual_information(joint(*views, 5)).value.item()) <= 1e-6
 
@@ -101,28 +104,56 @@ def test_crossing_gives_every_pair_the_same_number_of_images_in_their_order() ->
     assert len({*first, *second}) == 4
     number: dict[Ordering | None, int] = {ordering: index for index, ordering in enumerate(RASTER_ORDERINGS)}
 
-    def predict(images: Tensor, ordering: Ordering | None) -> Tensor:
-        return torch.stack([images[:, 0], torch.full((len(images),), float(number[ordering]))], dim=1)
+    def predict(images: Tensor, orderings: Sequence[Ordering | None]) -> Tensor:
+        numbers = torch.tensor([float(number[ordering]) for ordering in orderings])
+        return torch.stack([images[:, 0], numbers.repeat_interleave(len(images) // len(orderings))], dim=1)
 
     images = torch.arange(12.0)[:, None]
-    view_y, view_z = (predict_crossed(predict, images, orderings, axis) for axis, orderings in enumerate((first, second)))
-    assert view_y[:, 0].tolist() == view_z[:, 0].tolist() == list(range(12))
+    view_y, view_z = predict_crossed(predict, images, 100 + images, first, second)
+    assert view_y[:, 0].tolist() == (view_z[:, 0] - 100).tolist() == list(range(12))
     pairs = list(zip(view_y[:, 1].tolist(), view_z[:, 1].tolist(), strict=True))
     assert sorted(pairs.count(pair) for pair in set(pairs)) == [3, 3, 3, 3]
     assert set(pairs) == {(number[a], number[b]) for a in first for b in second}
 
 
-@pytest.mark.parametrize("attention", [False, True])
-def test_views_are_the_network_under_their_orderings(attention: bool) -> None:
-    network = Network(NetworkConfig(2, 3, 4, (4,), 2, attention=attention)).eval()
-    images = torch.randn(4, 2, 16, 16)
-    first, second = draw_orderings(ORDERINGS, "no_rep", rng())
-    view_y, view_z = view_features(network, images, first, second)
-    assert view_y.shape == view_z.shape == (4, 4, 8, 8)
-    for index in range(4):
-        for view, ordering in ((view_y, first[index // 2]), (view_z, second[index % 2])):
-            alone = network.features(network.encode(images[index : index + 1]), ordering)[0]
-            torch.testing.assert_close(view[index], alone, atol=1e-6, rtol=1e-5)
+@pytest.mark.parametrize(
+    ("layers", "crossed", "names", "transform"),
+    [
+        ({}, True, ("raster",), IDENTITY),
+        ({"attention": True}, True, ("raster", "zigzag"), IDENTITY),
+        ({"attention": True}, True, ("zigzag",), Dihedral(flip=True, quarter_turns=1)),
+        ({"extractor": "identity", "masking": "relaxed"}, True, ("raster",), Dihedral(quarter_turns=3)),
+        ({"unmasked": 1, "kernel_size": 5, "masking": "standard"}, True, ("raster",), IDENTITY),
+        ({"attention": True}, False, ("raster",), Dihedral(flip=True)),
+        ({"attention": True}, True, (), IDENTITY),
+    ],
+)
+def test_views_equal_each_image_alone_under_its_ordering_in_value_and_gradient(
+    layers: dict[str, Any], crossed: bool, names: tuple[str, ...], transform: Dihedral
+) -> None:
+    torch.manual_seed(0)
+    network = Network(NetworkConfig(2, 3, 4, (4, 6), 2, **layers)).double().eval()
+    images = torch.randn(8, 2, 16, 16, dtype=torch.float64)
+    first, second = draw_orderings(find_orderings(names), "no_rep", rng(), crossed=crossed)
+    weights = torch.randn(2, 8, 6, 8, 8, dtype=torch.float64)
+
+    def alone(image: Tensor, ordering: Ordering | None, turned: Dihedral) -> Tensor:
+        encoded = network.encode(turned.apply(image[None]))
+        return turned.invert(network.features(encoded, turned.carry(ordering) if ordering else None))[0]
+
+    side = len(first)
+    groups = np.arange(8).reshape(side, side, -1)
+    expected = torch.zeros(2, 8, 6, 8, 8, dtype=torch.float64)
+    for row, col in np.ndindex(side, side):
+        for index in groups[row, col]:
+            expected[0, index] = alone(images[index], first[row], IDENTITY)
+            expected[1, index] = alone(images[index], second[col], transform)
+    views = torch.stack(view_features(network, images, first, second, transform=transform))
+    torch.testing.assert_close(views, expected, atol=1e-11, rtol=1e-11)
+    parameters = [*network.extractor.parameters(), *network.masked.parameters()]
+    gradients = [torch.autograd.grad((result * weights).sum(), parameters) for result in (views, expected)]
+    for together, apart in zip(*gradients, strict=True):
+        torch.testing.assert_close(together, apart, atol=1e-9, rtol=1e-9)
 
 
 def test_a_calibrated_decoder_starts_with_balanced_logits() -> None:

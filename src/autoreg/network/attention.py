@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoreg.network.orderings import Ordering, scan
+from autoreg.network.orderings import Ordering, Orderings, by_group, scan
 
 
 class MaskedAttention(nn.Module):
@@ -26,12 +26,17 @@ class MaskedAttention(nn.Module):
         self.project = nn.Conv2d(width, channels, 1)
         self.merge = nn.Conv2d(2 * channels, channels, 1)
 
-    def forward(self, x: Tensor, ordering: Ordering | None) -> Tensor:
+    def forward(self, x: Tensor, orderings: Orderings) -> Tensor:
         """(N, C, h, w) to (N, C, h, w)."""
+        height, width = x.shape[-2:]
+
+        def look(query: Tensor, key: Tensor, value: Tensor, ordering: Ordering | None) -> Tensor:
+            return attend(query, key, value, ordering, height, width)
+
         query, key, value = (conv(x).flatten(2).transpose(1, 2) for conv in (self.query, self.key, self.value))
-        attended = attend(query, key, value, ordering, x.shape[-2], x.shape[-1])
+        attended = by_group(look, orderings, query, key, value)
         # Not len(x): an exported model would be bound to that number of images.
-        attended = attended.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[-2:])
+        attended = attended.transpose(1, 2).reshape(x.shape[0], -1, height, width)
         return cast(Tensor, self.merge(torch.cat([self.project(attended), x], dim=1)))
 
 

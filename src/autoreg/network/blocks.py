@@ -1,13 +1,16 @@
 """The parts that networks are made of: stems and residual blocks (paper, Tables 4 and 7)."""
 
-from typing import cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from autoreg.network.masked_conv import MaskedConv2d
-from autoreg.network.orderings import Masking, Ordering
+from autoreg.network.orderings import Masking, Orderings
 
 
 class NormalisedConv(nn.Module):
@@ -51,38 +54,82 @@ class MaskedStem(nn.Module):
             self.look.append(MaskedConv2d(width, width, kernel_size, stride=2, masking=masking))
             stride //= 2
 
-    def forward(self, x: Tensor, ordering: Ordering | None) -> Tensor:
+    def forward(self, x: Tensor, orderings: Orderings) -> Tensor:
         """(N, bands, H, W) to (N, width, H / stride, W / stride)."""
         for look in self.look:
-            x = functional.relu(look(x, ordering))
+            x = functional.relu(look(x, orderings))
         return x
 
 
-class ResidualBlock(nn.Module):
-    """Three residual parts, the first with a 3 x 3 convolution, the others 1 x 1 (Table 7)."""
+class Block(nn.Module):
+    """What is made of parts that can be computed again.
 
-    def __init__(self, look: nn.Module, mix: list[nn.Module], grow: int, dropout: float) -> None:
+    Attributes:
+        checkpointing: keep only the input of each part for the backward pass, which then computes the part again.
+    """
+
+    checkpointing = False
+
+    def run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """What ``part`` gives for ``inputs``."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return part(*inputs)
+        contexts = (nullcontext(), self._again())
+        return cast(Tensor, checkpoint(part, *inputs, use_reentrant=False, context_fn=lambda: contexts))
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        """A batch that is seen again does not count again in the statistics of the batch norms."""
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        try:
+            yield
+        finally:
+            for norm, (momentum, batches) in zip(norms, before, strict=True):
+                norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+def finish(looked: Tensor, skip: Tensor, mix: nn.Module, drop: nn.Module) -> Tensor:
+    """The end of a residual part: what its first convolution gave, and what its skip connection brings, to its output."""
+    return functional.relu(mix(drop(functional.relu(looked)))) + skip
+
+
+class ResidualBlock(Block):
+    """Three residual parts, the first with a 3 x 3 convolution, the others 1 x 1 (Table 7).
+
+    Attributes:
+        finish: the function ``finish``, or the same compiled.
+    """
+
+    finish: Callable[[Tensor, Tensor, nn.Module, nn.Module], Tensor] = staticmethod(finish)
+
+    def __init__(self, look: nn.Module, mix: list[nn.Module], dropout: float) -> None:
         """A block of these layers.
 
         Args:
-            look: the convolution that looks around.
+            look: the convolution that looks around; what it adds to the channels, the skip connection has zeros for.
             mix: five 1 x 1 convolutions.
-            grow: channels that the block adds; the skip connection has zeros there.
             dropout: probability, after the first activation of each part.
         """
         super().__init__()
         self.look = look
         self.mix = nn.ModuleList(mix)
-        self.grow = grow
         self.drop: nn.Module = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, *ordering: Ordering | None) -> Tensor:
-        """(N, in_channels, h, w) to (N, in_channels + grow, h, w); a masked block also takes the ordering."""
-        skip = functional.pad(x, (0, 0, 0, 0, 0, self.grow)) if self.grow else x
-        x = functional.relu(self.mix[0](self.drop(functional.relu(self.look(x, *ordering))))) + skip
-        for first, second in ((self.mix[1], self.mix[2]), (self.mix[3], self.mix[4])):
-            x = functional.relu(second(self.drop(functional.relu(first(x))))) + x
-        return x
+    def forward(self, x: Tensor, *orderings: Orderings) -> Tensor:
+        """(N, in_channels, h, w) to (N, out_channels, h, w); a masked block also takes the orderings."""
+        x = self.run(self._part, self.look, self.mix[0], x, *orderings)
+        x = self.run(self._part, self.mix[1], self.mix[2], x)
+        return self.run(self._part, self.mix[3], self.mix[4], x)
+
+    def _part(self, look: nn.Module, mix: nn.Module, x: Tensor, *orderings: Orderings) -> Tensor:
+        looked = look(x, *orderings)
+        grow = looked.shape[1] - x.shape[1]
+        skip = functional.pad(x, (0, 0, 0, 0, 0, grow)) if grow else x
+        # What is compiled is so for training steps: without gradients it would be compiled once more.
+        return (self.finish if torch.is_grad_enabled() else finish)(looked, skip, mix, self.drop)
 
 
 def masked_block(
@@ -91,16 +138,16 @@ def masked_block(
     """A block of g_ar: the 3 x 3 convolution is masked, the others need no mask, and there is no batch norm."""
     look = MaskedConv2d(in_channels, out_channels, kernel_size, masking=masking)
     mix: list[nn.Module] = [nn.Conv2d(out_channels, out_channels, 1) for _ in range(5)]
-    return ResidualBlock(look, mix, out_channels - in_channels, dropout)
+    return ResidualBlock(look, mix, dropout)
 
 
 def unmasked_block(in_channels: int, out_channels: int, *, dropout: float) -> ResidualBlock:
     """A block of h: no masks, and batch norm after each convolution."""
     mix: list[nn.Module] = [NormalisedConv(out_channels, out_channels, 1) for _ in range(5)]
-    return ResidualBlock(NormalisedConv(in_channels, out_channels, 3), mix, out_channels - in_channels, dropout)
+    return ResidualBlock(NormalisedConv(in_channels, out_channels, 3), mix, dropout)
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(Block):
     """The block of ResNet-18: two 3 x 3 convolutions and a skip connection, projected where the channels change."""
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int) -> None:
@@ -111,6 +158,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, h, w) to (N, out_channels, h, w)."""
+        return self.run(self._whole, x)
+
+    def _whole(self, x: Tensor) -> Tensor:
         return functional.relu(self.second(functional.relu(self.first(x))) + self.skip(x))
 
 

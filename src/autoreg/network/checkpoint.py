@@ -29,9 +29,12 @@ class Checkpoint:
         weights: state of the network, normalisation included.
         bands: names of the input bands.
         dtype: type of the rasters that it was trained on.
-        samples: raw crops of the training rasters, float32 (N, bands, H, W), nodata filled; export proves parity on them.
+        samples: raw crops of the training rasters, float32 (N, bands, H, W), nodata filled, rescaled if ``normalisation`` is
+            ``scene``; export proves parity on them.
         settings: of the training, by name; plain values.
-        loop: what ``--resume`` needs: ``step`` and the states of the ``optimizer`` and of the ``objective``.
+        loop: what ``--resume`` needs: ``step``, the states of the ``optimizer`` and of the ``objective``, and more.
+        fitted: whether the decoder's clusters have been found; of a training that finds them at its end, a checkpoint from
+            its midst has none yet.
     """
 
     network: NetworkConfig
@@ -41,6 +44,12 @@ class Checkpoint:
     samples: Tensor
     settings: dict[str, Any]
     loop: dict[str, Any]
+    fitted: bool = True
+
+    @property
+    def normalisation(self) -> str:
+        """What the network's mean and deviation are those of: of all scenes, ``global``, or of each ``scene``."""
+        return str(self.settings.get("normalisation", "global"))
 
     def build_network(self, extractor: nn.Module | None = None) -> Network:
         """The trained network, in evaluation mode.
@@ -72,8 +81,11 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, *, overwrite: bool) -> N
     """
     content = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     content |= {"format": FORMAT, "version": VERSION, "network": dataclasses.asdict(checkpoint.network)}
-    with atomic_output(path, overwrite=overwrite) as temporary:
-        torch.save(content, temporary)
+    with atomic_output(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch covers what the system said
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -127,6 +139,7 @@ def _parse(content: dict[str, Any]) -> Checkpoint:
         samples=content["samples"],
         settings=content["settings"],
         loop=content["loop"],
+        fitted=content.get("fitted", True) is True,
     )
     if len(checkpoint.bands) != network.bands:
         raise ValueError(f"it names {len(checkpoint.bands)} bands for a network of {network.bands}")

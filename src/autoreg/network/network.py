@@ -12,7 +12,7 @@ from autoreg.errors import ConfigError
 from autoreg.network.attention import MaskedAttention
 from autoreg.network.blocks import DenseSift, MaskedStem, Stem, masked_block, resnet18, unmasked_block
 from autoreg.network.config import NetworkConfig
-from autoreg.network.orderings import Ordering
+from autoreg.network.orderings import Orderings
 
 
 class Network(nn.Module):
@@ -64,15 +64,15 @@ class Network(nn.Module):
         normalised = (image - self.mean[:, None, None]) / self.std[:, None, None]
         return cast(Tensor, self.extractor(normalised))
 
-    def features(self, encoded: Tensor, ordering: Ordering | None) -> Tensor:
+    def features(self, encoded: Tensor, orderings: Orderings) -> Tensor:
         """g_ar: what ``encode`` gave, to (N, feature_width, h, w)."""
         for layer in self.masked:
-            encoded = layer(encoded, ordering)
+            encoded = layer(encoded, orderings)
         return cast(Tensor, self.embedding(encoded))
 
-    def forward(self, image: Tensor, ordering: Ordering | None = None) -> Tensor:
+    def forward(self, image: Tensor, orderings: Orderings = None) -> Tensor:
         """Raw (N, bands, H, W), H and W multiples of the stride, to logits (N, K, H / stride, W / stride)."""
-        return cast(Tensor, self.decoder(self.features(self.encode(image), ordering)))
+        return cast(Tensor, self.decoder(self.features(self.encode(image), orderings)))
 
     @property
     def receptive_field_px(self) -> int | None:

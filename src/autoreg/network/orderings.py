@@ -7,7 +7,8 @@ columns.
 """
 
 import functools
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -120,6 +121,9 @@ ZIGZAG_ORDERINGS: tuple[Ordering, ...] = tuple(replace(ordering, kind="zigzag") 
 
 ORDERINGS: tuple[Ordering, ...] = RASTER_ORDERINGS + ZIGZAG_ORDERINGS
 
+Orderings = Ordering | None | Sequence[Ordering | None]
+"""Under what a batch is seen: one ordering, or None, for all of it, or one for each of as many equal groups of images."""
+
 _BY_NAME: dict[str, tuple[Ordering, ...]] = {
     "raster": RASTER_ORDERINGS,
     "zigzag": ZIGZAG_ORDERINGS,
@@ -154,3 +158,26 @@ def scan(ordering: Ordering, height: int, width: int, device: torch.device) -> t
     """The pixels in the order of their visit, and each pixel's rank: two int64 (height * width), each other's inverse."""
     rank = ordering.rank(height, width).flatten()
     return rank.argsort().to(device), rank.to(device)
+
+
+def by_group(look: Callable[..., Tensor], orderings: Orderings, *batches: Tensor) -> Tensor:
+    """Look at each group of images under its ordering.
+
+    What knows orderings goes through here; all else works on the whole batch at once, whatever its orderings.
+
+    Args:
+        look: from some images of each of ``batches``, and an ordering or None, to one result per image, (n, ...).
+        orderings: of the groups, which lie one after the other; neighbours with the same one are looked at together.
+        batches: (N, ...) each; N is a multiple of the number of groups.
+
+    Returns:
+        (N, ...).
+    """
+    if orderings is None or isinstance(orderings, Ordering):
+        return look(*batches, orderings)
+    runs = [(ordering, len(list(run))) for ordering, run in itertools.groupby(orderings)]
+    if len(runs) == 1:
+        return look(*batches, runs[0][0])
+    sizes = [batches[0].shape[0] // len(orderings) * groups for _, groups in runs]
+    parts = zip(*(torch.split(batch, sizes) for batch in batches), strict=True)
+    return torch.cat([look(*part, ordering) for part, (ordering, _) in zip(parts, runs, strict=True)])

@@ -10,6 +10,7 @@ cluster must mean the same under all of them.
 """
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from autoreg.network.network import Network
 from autoreg.network.orderings import Ordering
+from autoreg.train.distributed import average_over_ranks
 from autoreg.train.transforms import IDENTITY, Dihedral
 
 CROSSED = 2
@@ -60,28 +62,32 @@ def draw_orderings(
 
 
 def predict_crossed(
-    predict: Callable[[Tensor, Ordering | None], Tensor], batch: Tensor, orderings: Choice, axis: int
-) -> Tensor:
-    """Predict each image under one of ``orderings``.
+    predict: Callable[[Tensor, Choice], Tensor], batch_y: Tensor, batch_z: Tensor, first: Choice, second: Choice
+) -> tuple[Tensor, Tensor]:
+    """Predict each image of the first view under one of ``first`` and each of the second under one of ``second``.
 
-    With m orderings per view, the images are dealt out to an m x m grid of groups. A group's place along ``axis`` chooses
-    its ordering, so with axis 0 for the one view and axis 1 for the other every pair of orderings occurs equally often.
+    With m orderings per view, the images are dealt out to an m x m grid of groups. A group's row in it chooses the ordering
+    of the first view and its column that of the second, so that every pair of orderings occurs equally often.
 
     Args:
-        predict: from some images (n, ...) and an ordering to one prediction per image (n, ...).
-        batch: (N, ...), N a multiple of m^2.
-        orderings: m of them.
-        axis: 0 or 1.
+        predict: from images (2N, ...), in 2m equal groups, and the orderings of these, to one prediction per image.
+        batch_y: the first view, (N, ...), N a multiple of m^2.
+        batch_z: the second view, likewise.
+        first: m orderings.
+        second: m orderings.
 
     Returns:
-        (N, ...), in the order of ``batch``.
+        The predictions of the two views, (N, ...) each, in the order of the images.
     """
-    side = len(orderings)
-    if len(set(orderings)) == 1:
-        return predict(batch, orderings[0])
-    grid = batch.reshape(side, side, -1, *batch.shape[1:])
-    parts = [predict(group.flatten(0, 1), ordering) for group, ordering in zip(grid.unbind(axis), orderings, strict=True)]
-    return torch.stack([part.reshape(side, -1, *part.shape[1:]) for part in parts], dim=axis).flatten(0, 2)
+    view_y, view_z = predict(torch.cat([batch_y, _swap(batch_z, len(second))]), [*first, *second]).chunk(2)
+    return view_y, _swap(view_z, len(second))
+
+
+def _swap(batch: Tensor, side: int) -> Tensor:
+    """Images that lie row by row of the grid of groups, column by column; or back."""
+    if side == 1:
+        return batch
+    return batch.reshape(side, side, -1, *batch.shape[1:]).transpose(0, 1).flatten(0, 2)
 
 
 def view_features(
@@ -95,25 +101,23 @@ def view_features(
 ) -> tuple[Tensor, Tensor]:
     """Features of two views, (N, feature_width, h, w) each, cell on cell.
 
-    Where both views look at the same pixels, the part of the network without masks runs once for both.
+    Both views go through g_ar together. Where they look at the same pixels, h, the part of the network without masks, runs
+    once for both.
 
     Args:
         network: in training mode, normally.
-        images: raw pixels of the first view, float32 (N, bands, H, W).
+        images: raw pixels of the first view, float32 (N, bands, H, W); square if ``transform`` turns them.
         first: orderings of the first view.
         second: orderings of the second view, in the frame of ``images``.
         second_images: raw pixels of the second view, before ``transform``; those of the first if None.
         transform: turns the second view before the network sees it; its features are turned back.
     """
-
-    def look_turned(encoded: Tensor, ordering: Ordering | None) -> Tensor:
-        carried = transform.carry(ordering) if ordering is not None else None
-        return transform.invert(network.features(encoded, carried))
-
     encoded = network.encode(images)
     same = second_images is None and transform == IDENTITY
     turned = encoded if same else network.encode(transform.apply(images if second_images is None else second_images))
-    return predict_crossed(network.features, encoded, first, 0), predict_crossed(look_turned, turned, second, 1)
+    carried = [transform.carry(ordering) if ordering else None for ordering in second]
+    view_y, view_z = predict_crossed(network.features, encoded, turned, first, carried)
+    return view_y, transform.invert(view_z)
 
 
 @torch.no_grad()
@@ -127,7 +131,7 @@ def calibrate_network(network: Network, images: Tensor, orderings: Sequence[Orde
 
     Args:
         network: in training mode.
-        images: raw pixels, float32 (N, bands, H, W).
+        images: raw pixels, float32 (N, bands, H, W); those of all ranks count.
         orderings: that it will be trained under; without ordering if there are none.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -137,11 +141,13 @@ def calibrate_network(network: Network, images: Tensor, orderings: Sequence[Orde
     encoded = network.encode(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    features = torch.cat([network.features(encoded, ordering) for ordering in orderings or (None,)])
-    for decoder in (network.decoder, network.auxiliary):
-        if decoder is None or decoder.bias is None:
-            continue
-        logits = decoder(features)
-        mean, std = logits.mean(dim=(0, 2, 3)), logits.std(dim=(0, 2, 3)).clamp_min(1e-12)
+    decoders = [decoder for decoder in (network.decoder, network.auxiliary) if decoder is not None]
+    # Not all features at once: those of eight orderings may need more memory than a training step.
+    each = (network.features(encoded, ordering) for ordering in orderings or (None,))
+    parts = [[decoder(features) for decoder in decoders] for features in each]
+    for decoder, logits in zip(decoders, map(torch.cat, zip(*parts, strict=True)), strict=True):
+        mean = average_over_ranks(logits.mean(dim=(0, 2, 3)))
+        variance = average_over_ranks((logits - mean[:, None, None]).square().mean(dim=(0, 2, 3)))
+        std = variance.sqrt().clamp_min(1e-12)
         decoder.weight.div_(std[:, None, None, None])
-        decoder.bias.sub_(mean).div_(std)
+        cast(Tensor, decoder.bias).sub_(mean).div_(std)
