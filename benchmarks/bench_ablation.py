@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from autoreg.evaluation import pair_files
-from autoreg.train import BASELINES, Status
+from autoreg.train import BASELINES, PAPER, Status
 from autoreg.train.study import run_study
 from record import record
 
 TABLES = Path(__file__).parent / "ablation" / "tables.toml"
-PAPER = {"sampling": "random", "crossed": False, "entropy_weight": 1.0}
 
 
 def main() -> None:
@@ -28,7 +27,7 @@ def main() -> None:
     options = _parse()
     pairs = pair_files(options.images, options.labels)[:: options.every]
     rows = _rows(options.config, options.rows)
-    common = PAPER | {"classes": options.classes} | dict(_setting(text) for text in options.set)
+    common = PAPER | {"classes": options.classes} | dict(parse_setting(text) for text in options.set)
     start = time.monotonic()
 
     def report(name: str, seed: int, status: Status) -> None:
@@ -71,7 +70,7 @@ def _rows(path: Path, parts: list[str]) -> dict[str, dict[str, Any]]:
     return {name: {**BASELINES.get(settings.pop("baseline", ""), {}), **settings} for name, settings in chosen.items()}
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str) -> tuple[str, Any]:
     """One ``NAME=VALUE``; what is not TOML is a string."""
     name, _, value = text.partition("=")
     try:

@@ -4,11 +4,20 @@ Whitening is linear, and the nearest of K centres is the largest of K linear fun
 1 x 1 decoder. A network that learned representations then deploys like one that learned clusters (paper, section 3.2).
 """
 
+from collections.abc import Iterable
+from itertools import islice
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from autoreg.network.network import Network, valid_cells
+from autoreg.train.data import Batch
+
+_FIT_BATCHES, _FIT_CELLS = 8, 2**15
+"""What K-means sees of the features of a whole network: so many cells of so many batches."""
 
 _KEPT_VARIANCE, _MOST_COMPONENTS = 0.99, 64
 _RESTARTS, _ITERATIONS = 10, 100
@@ -102,6 +111,28 @@ def fit_decoder(decoder: nn.Conv2d, features: Tensor, seed: int) -> Tensor:
     decoder.weight.copy_(weight[:, :, None, None])
     cast(Tensor, decoder.bias).copy_(bias)
     return assign(points, centres)[0]
+
+
+@torch.no_grad()
+def fit_clusters(network: Network, batches: Iterable[Batch], seed: int) -> None:
+    """Let a network's decoder say which cluster a cell belongs to, by K-means on the features without ordering.
+
+    Args:
+        network: in any mode; the features are those of evaluation.
+        batches: of the training; some cells of the first ones are used.
+        seed: of the choice of cells and of K-means.
+    """
+    training = network.training
+    network.eval()
+    rng = np.random.default_rng((seed, 2))
+    parts = []
+    for batch in islice(batches, _FIT_BATCHES):
+        images = torch.from_numpy(batch.images).to(network.mean.device)
+        features = network.features(network.encode(images), None)
+        found = features.movedim(1, -1).cpu()[valid_cells(torch.from_numpy(batch.valid), network.config.stride)]
+        parts.append(found[torch.from_numpy(rng.permutation(len(found))[: _FIT_CELLS // _FIT_BATCHES])])
+    fit_decoder(network.decoder, torch.cat(parts), seed)
+    network.train(training)
 
 
 def _spread(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:

@@ -2,15 +2,20 @@
 
 from typing import Any
 
-_PAPER: dict[str, Any] = {
-    "size": "paper",
-    "sampling": "random",
-    "crossed": False,
-    "displacement_px": 10,
-    "entropy_weight": 1.0,
+_WITHOUT_RECIPE: dict[str, Any] = {
+    "resolution": "pixels",
+    "overclustering": 0,
+    "merge": False,
+    "flip": False,
+    "rotate": False,
 }
-_COCO = _PAPER | {"batch_size": 60, "crop_px": 128, "stride": 4}
-_POTSDAM = _PAPER | {"batch_size": 30, "crop_px": 200, "stride": 2, "attention": True}
+
+PAPER: dict[str, Any] = _WITHOUT_RECIPE | {"sampling": "random", "crossed": False, "entropy_weight": 1.0}
+"""The method as the paper has it: one random pair of orderings per batch, the loss of eq. 12, no transforms (Table 3)."""
+
+_LARGE = PAPER | {"size": "paper", "displacement_px": 10}
+_COCO = _LARGE | {"batch_size": 60, "crop_px": 128, "stride": 4}
+_POTSDAM = _LARGE | {"batch_size": 30, "crop_px": 200, "stride": 2, "attention": True}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "coco-stuff3": _COCO | {"classes": 3, "learning_rate": 4e-5},
@@ -18,17 +23,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "potsdam3": _POTSDAM | {"classes": 3, "learning_rate": 1e-6},
     "potsdam": _POTSDAM | {"classes": 6, "learning_rate": 4e-5},
 }
-"""Table 8, and what the paper says elsewhere: one random pair of orderings per batch, the loss as written in eq. 12. The
-learning rate of Potsdam-3 has no mantissa there, unlike its neighbours; it may have been 4e-6. Steps are not given."""
+"""Table 8, and what the paper says elsewhere. The learning rate of Potsdam-3 has no mantissa there, unlike its neighbours;
+it may have been 4e-6. Steps are not given."""
 
 BASELINES: dict[str, dict[str, Any]] = {
-    "random": {"steps": 0},
+    "random": _WITHOUT_RECIPE | {"steps": 0},
     "kmeans": {"network": "pixels", "objective": "features", "steps": 0},
     "sift": {"network": "sift", "objective": "features", "steps": 0},
     "doersch": {"network": "F4", "objective": "doersch", "orderings": ()},
     "isola": {"network": "F4", "objective": "isola", "orderings": ()},
     "deepcluster": {"network": "F4", "objective": "deepcluster", "orderings": (), "overclustering": 10},
-    "iic": {
+    "iic": _WITHOUT_RECIPE
+    | {
         "network": "F4",
         "orderings": (),
         "crossed": False,

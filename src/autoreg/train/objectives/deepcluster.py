@@ -24,8 +24,6 @@ class DeepCluster(Objective):
     clusters weigh no more than small ones. The final clusters are found by K-means on the features.
     """
 
-    trains_decoder = False
-
     def __init__(self, config: TrainConfig, network: Network, bands: tuple[str, ...]) -> None:  # noqa: ARG002
         super().__init__()
         self._seed = config.seed
@@ -44,7 +42,7 @@ class DeepCluster(Objective):
             answers[~valid_cells(step.valid, network.config.stride)] = -100  # what cross_entropy leaves out
         assert network.auxiliary is not None
         told = network.auxiliary(network.features(network.encode(step.images), None))
-        loss = nn.functional.cross_entropy(told, answers, weight=self.get_buffer("weight"))
+        loss = nn.functional.cross_entropy(told.float(), answers, weight=self.get_buffer("weight"))
         gained = math.log(told.shape[1]) - loss
         return Gain(gained, gained)
 

@@ -1,11 +1,15 @@
 """The interface of an objective."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 
 from autoreg.network.network import Network
+from autoreg.train.data import Batch
+from autoreg.train.distributed import Share
+from autoreg.train.kmeans import fit_clusters
 
 
 class Step(NamedTuple):
@@ -16,12 +20,14 @@ class Step(NamedTuple):
         valid: bool (N, H, W), True where a pixel is data.
         number: of the step, from 0.
         rng: of the step's random choices.
+        share: where these images lie in the whole batch, if several processes train; else they are the whole.
     """
 
     images: Tensor
     valid: Tensor
     number: int
     rng: np.random.Generator
+    share: Share | None = None
 
 
 class Gain(NamedTuple):
@@ -30,10 +36,12 @@ class Gain(NamedTuple):
     Attributes:
         objective: to maximise; a scalar that carries the gradient.
         information: mutual information in nats, or a lower bound of it; a scalar.
+        entropies: H(y) and H(z) in nats, how evenly each view uses the clusters, (2,); None where no clusters are trained.
     """
 
     objective: Tensor
     information: Tensor
+    entropies: Tensor | None = None
 
 
 class Objective(nn.Module):
@@ -43,11 +51,26 @@ class Objective(nn.Module):
     buffers are part of what ``--resume`` restores.
 
     Attributes:
-        trains_decoder: whether the decoder's clusters are trained; else they are fitted to the features by K-means.
+        parallel: whether several processes can train it: the mean of their gains must be what one process gains with all
+            images (see ``train/distributed.py``).
     """
 
-    trains_decoder = True
+    parallel = False
 
     def forward(self, network: Network, step: Step) -> Gain:
         """The gain of one step; ``network`` is in training mode."""
         raise NotImplementedError
+
+    def trained_decoder(self, network: Network) -> nn.Conv2d | None:  # noqa: ARG002
+        """The decoder whose clusters are trained, if there is one; its gains then compare networks."""
+        return None
+
+    def fit_decoder(self, network: Network, batches: Iterable[Batch], seed: int) -> None:
+        """Fit the network's decoder, where it is not the trained one, to what was learned: here by K-means on the features.
+
+        Args:
+            network: in any mode.
+            batches: of the training; the first ones are used.
+            seed: of random choices.
+        """
+        fit_clusters(network, batches, seed)

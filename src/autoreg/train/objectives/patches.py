@@ -26,8 +26,6 @@ class PatchRelation(Objective):
     patches away. IIC's version of the former has nine answers of which two are the same direction; here there are eight.
     """
 
-    trains_decoder = False
-
     def __init__(self, config: TrainConfig, network: Network, bands: tuple[str, ...]) -> None:  # noqa: ARG002
         super().__init__()
         self._directional = config.objective == "doersch"
@@ -44,7 +42,7 @@ class PatchRelation(Objective):
         patches = _drop_colours(patches, network.mean, network.std, step)
         vectors = network.features(network.encode(patches), None).mean(dim=(2, 3))
         told = self.head(torch.cat(vectors.chunk(2), dim=1))
-        loss = nn.functional.cross_entropy(told, answers.to(told.device))
+        loss = nn.functional.cross_entropy(told.float(), answers.to(told.device))
         gained = math.log(told.shape[1]) - loss
         return Gain(gained, gained)
 

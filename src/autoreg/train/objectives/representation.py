@@ -14,8 +14,6 @@ from autoreg.train.objectives.views import Views
 class Representation(Objective):
     """InfoNCE between the features of two views, at feature resolution; the clusters are found by K-means afterwards."""
 
-    trains_decoder = False
-
     def __init__(self, config: TrainConfig, network: Network, bands: tuple[str, ...]) -> None:
         super().__init__()
         self._views = Views(config, bands)

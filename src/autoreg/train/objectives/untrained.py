@@ -8,7 +8,5 @@ from autoreg.train.objectives.objective import Objective
 class Untrained(Objective):
     """Nothing to maximise: the features are those of the first weights, or of no weights at all (``steps`` is 0)."""
 
-    trains_decoder = False
-
     def __init__(self, config: TrainConfig, network: Network, bands: tuple[str, ...]) -> None:  # noqa: ARG002
         super().__init__()

@@ -24,5 +24,5 @@ class Views:
         first, second = draw_orderings(self._orderings, config.sampling, step.rng, crossed=config.crossed)
         transform = draw_dihedral(step.rng, flip=config.flip, rotate=config.rotate)
         if self._rgb:
-            second_images = jitter_colours(step.images, self._rgb, config.colour_jitter, step.rng)
+            second_images = jitter_colours(step.images, self._rgb, config.colour_jitter, step.rng, step.share)
         return view_features(network, step.images, first, second, second_images=second_images, transform=transform)

@@ -1,0 +1,82 @@
+"""Merging of trained clusters by their surroundings."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autoreg.network.config import NetworkConfig
+from autoreg.network.network import Network
+from autoreg.train.data import Batch
+from autoreg.train.merging import fit_linear, fit_merged_decoder, merge_clusters
+
+
+def joint_of(parts: list[list[float]], mixing: float) -> torch.Tensor:
+    """Clusters in groups of the given shares: within a group they mix, between groups they hardly meet."""
+    shares = [share for part in parts for share in part]
+    group = [index for index, part in enumerate(parts) for _ in part]
+    size = [sum(part) for part in parts]
+    joint = torch.zeros(len(shares), len(shares))
+    for a, share in enumerate(shares):
+        for b, other in enumerate(shares):
+            same = group[a] == group[b]
+            joint[a, b] = share * other * ((1 - mixing) / size[group[a]] * same + mixing)
+    return joint
+
+
+def test_clusters_with_the_same_surroundings_are_merged_whatever_their_sizes() -> None:
+    joint = joint_of([[0.3, 0.25, 0.2], [0.1, 0.1], [0.05]], mixing=0.1)
+    assert merge_clusters(joint, 3).tolist() == [0, 0, 0, 1, 1, 2]
+
+
+def test_the_order_of_the_clusters_does_not_matter() -> None:
+    joint = joint_of([[0.3, 0.25, 0.2], [0.1, 0.1], [0.05]], mixing=0.1)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
+    expected = merge_clusters(joint, 3)[order]
+    assert merge_clusters(joint[order][:, order], 3).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("ghost", [0.0, 1e-4])
+def test_a_cluster_that_is_hardly_used_makes_no_group(ghost: float) -> None:
+    joint = torch.zeros(7, 7)
+    joint[:6, :6] = joint_of([[0.3, 0.25, 0.2], [0.1, 0.1], [0.05]], mixing=0.1)
+    joint[6, 5] = ghost
+    found = merge_clusters(joint, 3).tolist()
+    assert found[:6] == [0, 0, 0, 1, 1, 2]
+    assert ghost == 0 or found[6] == 2, "it joins whatever it is most like"
+
+
+def test_there_are_as_many_groups_as_asked_for_even_if_fewer_clusters_are_used() -> None:
+    joint = torch.zeros(5, 5)
+    joint[0, 0], joint[1, 1] = 0.7, 0.3
+    found = merge_clusters(joint, 3)
+    assert set(found.tolist()) == {0, 1, 2}
+    assert found[0] == 0
+    assert found[1] == 1
+
+
+def test_logistic_regression_reproduces_linear_clusters() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = 5 + 3 * torch.randn(4000, 8, generator=generator)
+    truth = (features @ torch.randn(8, 4, generator=generator) + torch.tensor([3.0, 0, 0, -3])).argmax(dim=1)
+    decoder = nn.Conv2d(8, 4, 1).requires_grad_(False)
+    fit_linear(decoder, features, nn.functional.one_hot(truth, 4).float())
+    found = decoder(features.T[None, :, :, None])[0, :, :, 0].argmax(dim=0)
+    assert (found == truth).float().mean() > 0.99
+
+
+def test_the_decoder_says_the_groups() -> None:
+    """A network whose features are the pixels: six colours, which lie in two regions of three colours each."""
+    network = Network(NetworkConfig(6, 2, 6, (), 1, extractor="pixels", aux_classes=6))
+    assert network.auxiliary is not None
+    with torch.no_grad():
+        network.auxiliary.weight.copy_(20 * torch.eye(6)[:, :, None, None])
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 3, (8, 2, 32, 32))
+    regions = (np.arange(32) >= 20).astype(int)[None, None, :, None]
+    images = np.eye(6, dtype=np.float32)[colours + 3 * regions].transpose(1, 0, 4, 2, 3)
+    batches = [Batch(np.ascontiguousarray(part), np.ones((8, 32, 32), np.bool_)) for part in images]
+    fit_merged_decoder(network, batches)
+    with torch.no_grad():
+        labels = network(torch.from_numpy(batches[0].images)).argmax(dim=1).numpy()
+    assert (labels == np.broadcast_to(regions[0], labels.shape)).all()
