@@ -66,7 +66,8 @@ def test_the_default_names_chain(scenes: list[Path], tmp_path: Path) -> None:
         described = json.loads(autoreg("info", name, "--json", cwd=tmp_path).stdout)
         assert {key: described[key] for key in expected} == expected
         assert "receptive_field_px" in autoreg("info", name, cwd=tmp_path).stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "model.onnx", "out", "train.toml", "truth"]
+    made = ["checkpoint.log.jsonl", "checkpoint.pt", "checkpoint.report.html", "model.onnx", "out", "train.toml", "truth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == made
 
 
 def test_a_bad_input_is_reported_and_the_others_are_done(model: Path, scenes: list[Path], tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_mistakes_get_one_sentence(model: Path, checkpoint: Path, scenes: list[P
     text.write_text("not an image")
     evil = tmp_path / "evil.pt"
     evil.write_bytes(pickle.dumps({"weights": 1}))
-    wide = save_raster(tmp_path / "wide.tif", noise(4, 40, 40).astype(np.uint16))
+    wide = save_raster(tmp_path / "wide.tif", noise(4, 140, 140).astype(np.uint16))
     refused(autoreg("train", tmp_path / "none.tif", "-o", tmp_path / "c.pt"), "there is no file")
     refused(autoreg("train", text, "-o", tmp_path / "c.pt"), "text.tif cannot be read as an image")
     refused(autoreg("train", scenes[0], wide, "-o", tmp_path / "c.pt"), "wide.tif has pixels of type uint16")
@@ -163,7 +164,8 @@ def test_ctrl_c_leaves_a_checkpoint_that_can_be_resumed(scenes: list[Path], tmp_
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "--resume" in out
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint.pt", "train.toml"]
+    made = ["checkpoint.log.jsonl", "checkpoint.pt", "checkpoint.report.html", "train.toml"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == made
     step = load_checkpoint(tmp_path / "checkpoint.pt").loop["step"]
     resumed = autoreg("train", *scenes, "--resume", "--steps", step + 2, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from autoreg.errors import OutputError
-from autoreg.output import atomic_output, check_output
+from autoreg.output import atomic_output, check_output, remove_leftovers
 
 
 def test_the_file_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -47,3 +47,15 @@ def test_what_cannot_be_written_is_named_before_any_work(tmp_path: Path) -> None
     ):
         with pytest.raises(OutputError, match=message):
             check_output(path, overwrite=False)
+
+
+def test_leftovers_of_a_killed_process_are_removed_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
+    target = tmp_path / "a[1].pt"
+    others = [tmp_path / ".b.0123abcd.part.pt", tmp_path / ".a1.0123abcd.part.pt", tmp_path / ".a[1].long0123abcd.part.pt"]
+    for path in (tmp_path / ".a[1].0123abcd.part.pt", *others):
+        path.touch()
+    with atomic_output(target, overwrite=False) as temporary:
+        temporary.write_text("alive")
+        remove_leftovers(target)
+        assert sorted(tmp_path.iterdir()) == sorted([temporary, *others])
+    assert target.read_text() == "alive"

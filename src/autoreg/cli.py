@@ -1,6 +1,7 @@
 """The command line: the group of commands, and how an error ends it."""
 
 import logging
+import os
 import sys
 
 import click
@@ -10,11 +11,13 @@ from autoreg.commands.demo import demo
 from autoreg.commands.evaluate import evaluate, probe
 from autoreg.commands.export import export
 from autoreg.commands.info import info
+from autoreg.commands.match import match
 from autoreg.commands.options import INTERRUPTED
 from autoreg.commands.orderings import orderings
+from autoreg.commands.report import report
 from autoreg.commands.segment import segment
 from autoreg.commands.train import baseline, train
-from autoreg.errors import AutoregError
+from autoreg.errors import AutoregError, RankError
 from autoreg.optional import explain_missing
 
 
@@ -37,7 +40,7 @@ def cli() -> None:
     """  # noqa: D301
 
 
-for _command in (train, baseline, export, segment, evaluate, probe, info, data, orderings, demo):
+for _command in (train, baseline, report, export, match, segment, evaluate, probe, info, data, orderings, demo):
     cli.add_command(_command)
 
 
@@ -53,7 +56,8 @@ def main() -> None:
         reason = explain_missing(error) if isinstance(error, ModuleNotFoundError) else error
         if not isinstance(reason, AutoregError):
             raise
-        click.echo(f"autoreg: {reason}", err=True)
+        if not (isinstance(reason, RankError) and os.environ.get("RANK", "0") != "0"):  # one process says it for all
+            click.echo(f"autoreg: {reason}", err=True)
         status = 1
     except (KeyboardInterrupt, click.Abort):
         click.echo("autoreg: interrupted", err=True)

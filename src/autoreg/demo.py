@@ -13,7 +13,7 @@ from autoreg.evaluation import Evaluation, confusion_matrix, score
 from autoreg.optional import require
 from autoreg.output import atomic_output
 from autoreg.raster.palette import class_colours
-from autoreg.raster.reader import georeference_optional
+from autoreg.raster.picture import encode_picture, paint
 from autoreg.spec import NODATA_LABEL
 
 BANDS = ("red", "green", "blue", "nir")
@@ -107,27 +107,17 @@ def compare_with_colours(
     gap = np.full((3, truth.shape[0], 8), 255, np.uint8)
     panels = [stretched, gap, _paint(truth), gap, _paint(colours, floor), gap, _paint(labels, ours)]
     picture = np.concatenate(panels, axis=2)
-    profile = {"driver": "PNG", "count": 3, "dtype": "uint8", "height": picture.shape[1], "width": picture.shape[2]}
-    # Made in memory: GDAL's PNG driver would leave a sidecar file beside its output.
-    with (
-        atomic_output(picture_path, overwrite=overwrite) as temporary,
-        georeference_optional(),
-        rasterio.MemoryFile() as memory,
-    ):
-        with memory.open(**profile) as dataset:
-            dataset.write(picture)
-        temporary.write_bytes(memory.read())
+    with atomic_output(picture_path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(encode_picture(picture))
     return ours, floor
 
 
 def _paint(labels: NDArray[np.uint8], scores: Evaluation | None = None) -> NDArray[np.uint8]:
-    """Colours (3, height, width) of labels, each cluster in the colour of the class that it stands for; nodata white."""
-    table = np.full((NODATA_LABEL + 1, 3), 255, np.uint8)
+    """A picture of labels, each cluster in the colour of the class that it stands for."""
     palette = class_colours(NODATA_LABEL)
     matching = scores.matching if scores else range(len(COVERS))
-    for label, true_class in enumerate(matching):
-        table[label] = palette[len(COVERS) + label if true_class is None else true_class]
-    return table[labels].transpose(2, 0, 1)
+    colours = [palette[len(COVERS) + label if match is None else match] for label, match in enumerate(matching)]
+    return paint(labels, colours)
 
 
 def _field(rng: np.random.Generator, shape: tuple[int, int], scale_px: float) -> NDArray[np.float64]:

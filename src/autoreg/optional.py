@@ -12,6 +12,7 @@ EXTRAS = {
     "onnxscript": "train",
     "rasterio": "run",
     "scipy": "run",
+    "tensorboard": "tensorboard",
     "torch": "train",
 }
 """The extra of the package that brings each library."""

@@ -1,12 +1,16 @@
 """A file appears whole or not at all: written beside its target under another name, then renamed."""
 
+import fcntl
+import glob
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autoreg.errors import OutputError
+
+_TOKEN_BYTES = 4
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
@@ -49,12 +53,25 @@ def atomic_output(path: Path, *, overwrite: bool) -> Iterator[Path]:
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
     """Yield a new, empty, hidden file in the folder of ``path``; it is removed in the end if it is still there."""
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
-    try:
-        temporary.touch(exist_ok=False)
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(_TOKEN_BYTES)}.part{path.suffix}")
+    with temporary.open("xb") as mark:
+        try:
+            with suppress(OSError):  # some network disks know no locks
+                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of ``path`` that a killed process left behind; those of a living one are locked.
+
+    For files that are written in place: who replaces the temporary file by a new one loses the lock.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.stem)}.{'?' * 2 * _TOKEN_BYTES}.part{glob.escape(path.suffix)}"):
+        with suppress(OSError), leftover.open("rb") as mark:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
 
 
 def _flush(path: Path) -> None:

@@ -16,20 +16,33 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that the work can end in order; the second one interrupts at once."""
+def stop_on_interrupt(*, launched: bool = False, quiet: bool = False) -> Iterator[threading.Event]:
+    """Turn Ctrl-C, or a scheduler's SIGTERM, into an event, so that the work can end in order.
+
+    Args:
+        launched: by torchrun, which passes signals on more than once, and kills after 30 seconds. Else the second signal
+            interrupts at once.
+        quiet: say nothing.
+    """
     stopped = threading.Event()
 
     def stop(_number: int, _frame: Any) -> None:
+        again = "" if launched else "; press Ctrl-C again to stop at once and lose it"
+        if not (quiet or stopped.is_set()):
+            click.echo(f"\nstopping after this step{again}", err=True)
         stopped.set()
-        signal.signal(signal.SIGINT, previous)
-        click.echo("\nstopping after this step; press Ctrl-C again to stop at once and lose it", err=True)
+        if not launched:
+            restore()
 
-    previous = signal.signal(signal.SIGINT, stop)
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopped
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()
 
 
 class _Bar:

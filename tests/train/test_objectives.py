@@ -187,13 +187,14 @@ def test_the_presets_are_table_8(name: str) -> None:
     [
         ({"network": "F9"}, "network is 'F9', expected one of F1"),
         ({"network": "pixels", "steps": 5}, "network pixels with clustering trains nothing: use 0"),
-        ({"objective": "deepcluster"}, "deepcluster needs overclustering"),
+        ({"objective": "deepcluster", "overclustering": 0}, "deepcluster needs overclustering"),
         ({"orderings": ("o1",)}, "needs two orderings, but there is only row-down-right"),
         ({"orderings": ("o1", "o2"), "sampling": "hard"}, "that of row-down-right is missing"),
         ({"orderings": ("spiral",)}, "there is no ordering 'spiral'"),
         ({"network": "F4", "attention": True}, "this network has none"),
         ({"stride": 3}, "stride of 3"),
         ({"overclustering": 5000}, "overclustering is 5000"),
+        ({"overclustering": 1}, "overclustering is 1, expected at least 2, because clusters are merged"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -59,8 +59,9 @@ def test_sampled_inputs_are_the_upsampled_features(checkpoint: Path, tmp_path: P
     for index, place in enumerate(places):
         truth[place] = index
     paths = save_raster(tmp_path / "image.tif", image), save_raster(tmp_path / "truth.tif", truth[None])
+    spec = TorchEngine(network, ("a", "b", "c", "d"), "uint8", 32).spec
     with torch.no_grad():
-        sampled, classes = _sample(network, network.decoder, *paths, 4, 100, np.random.default_rng(0))
+        sampled, classes = _sample(network, spec, network.decoder, *paths, 100, np.random.default_rng(0))
         extended = torch.from_numpy(np.pad(image, ((0, 0), (0, 1), (0, 0)), mode="edge")[None].astype(np.float32))
         maps = upsample(network(extended), 2)[0]
     assert sorted(classes.tolist()) == [0, 1, 2, 3]

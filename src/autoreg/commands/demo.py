@@ -53,6 +53,7 @@ def demo(context: click.Context, folder: Path, seed: int, overwrite: bool, quiet
         output=checkpoint,
         config_path=config,
         preset=None,
+        tensorboard=None,
         resume=False,
         quiet=quiet,
     )

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 @click.argument("truth", type=PATH)
 @click.option(
     "--matching",
-    metavar="[one-to-one|many-to-one]",
+    metavar="[one-to-one|many-to-one|given]",
     default="one-to-one",
     show_default=True,
-    help="A cluster for each class, or any number of clusters.",
+    help="A cluster for each class, or any number of clusters; given: the labels are classes, of a named model.",
 )
 @click.option("--map-on", type=int, metavar="N", help="Match on N pairs drawn at random, and score the others.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw of --map-on.")
@@ -35,8 +35,8 @@ def evaluate(
 ) -> None:
     """Score class maps against true ones.
 
-    Clusters are matched to classes first. LABELS and TRUTH are two rasters, or two folders whose files are paired by
-    name. 255 in either is ignored.
+    Clusters are matched to classes first, or taken as the classes that autoreg match has made of them (--matching given).
+    LABELS and TRUTH are two rasters, or two folders whose files are paired by name. 255 in either is ignored.
 
     With --protocol, TRUTH is a data set that autoreg data prepared, and LABELS holds the maps of its images: iic matches
     on and scores all labelled ones, labelled_test only those of that list; iic+ matches on labelled_train and scores
@@ -125,6 +125,7 @@ def probe(
         bands=content.bands,
         dtype=content.dtype,
         crop_px=content.samples.shape[-1],
+        normalisation=content.normalisation,
         kind=kind,
         on=on,
         seed=seed,

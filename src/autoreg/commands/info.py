@@ -24,6 +24,8 @@ def info(file: Path, as_json: bool) -> None:
     if promises["receptive_field_px"] is None:
         promises["receptive_field_px"] = "whole tile"
     width = max(map(len, promises))
+    if promises["kind"] == "model":
+        promises["classes"] = f"\n{'':<{width}}  ".join(map(_describe_class, promises["classes"]))
     for name, value in promises.items():
         text = (
             ", ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in value)
@@ -31,6 +33,11 @@ def info(file: Path, as_json: bool) -> None:
             else value
         )
         click.echo(f"{name:<{width}}  {text}")
+
+
+def _describe_class(item: dict[str, Any]) -> str:
+    clusters = f"cluster{'s' if len(item['clusters']) > 1 else ''} {' '.join(map(str, item['clusters']))}"
+    return f"{item['label']} {item['name']} {item['colour']} ({clusters if item['clusters'] else 'no cluster'})"
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from typing import Any, cast
 from autoreg.errors import ConfigError
 from autoreg.network.config import SIZES, VARIANTS, NetworkConfig, Size, network_config
 from autoreg.network.orderings import MASKINGS, Masking, find_orderings
-from autoreg.spec import NODATA_LABEL
+from autoreg.spec import NODATA_LABEL, NORMALISATIONS
+from autoreg.train.precision import PRECISIONS
 from autoreg.train.views import CROSSED
 
 OBJECTIVES = ("clustering", "representation", "features", "deepcluster", "doersch", "isola")
 SAMPLINGS = ("no_rep", "random", "hard")
 DISPLACEMENTS = ("collapsed", "separate")
+RESOLUTIONS = ("cells", "pixels")
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,18 @@ class TrainConfig:
         steps: updates of the weights in all; 0 for a network that stays as it is.
         batch_size: crops per step; a multiple of 4 where orderings are crossed.
         crop_px: side of a crop; a multiple of the stride.
+        normalisation: ``global``: each raster is normalised with the mean and deviation of all; ``scene``: with its own, in
+            training and wherever the model runs, which suits scenes that were stretched or lit differently.
         displacement_px: T, less than ``crop_px``; predictions up to T pixels apart, in rows and in columns, should agree
             (Table 8: 10).
         displacements: ``collapsed`` sums the joint distributions of all displacements into one (eq. 12); ``separate``
             takes the mean of their mutual informations, as IIC's public code does.
+        resolution: where the views are compared: in the ``cells`` of the feature map, or after its upsampling in all
+            ``pixels``, as in the paper.
         entropy_weight: of the marginal entropies in the objective; 1 is the paper's eq. 12, IIC's public code has 1.5.
-        overclustering: an auxiliary decoder with this many times ``classes`` helps the training; 0: none.
+        overclustering: an auxiliary decoder tells this many times ``classes`` clusters; 0: none.
+        merge: only the auxiliary decoder is trained, and its clusters are merged by their surroundings into ``classes``, of
+            any size (see ``train/merging.py``); if false, it only helps the training of those.
         embedding: channels of the features that ``representation`` learns; the paper does not say.
         samples: cells per image that it compares, and that it compares them with.
         learning_rate: of Adam.
@@ -59,7 +67,12 @@ class TrainConfig:
             has 0.1. Needs bands named red, green and blue.
         flip: mirror the second view half of the time.
         rotate: turn the second view by a random number of quarter turns.
+        checkpoint_steps: steps between two saves of the checkpoint; 0: at the end only.
         seed: decides the initial weights, the crops and the orderings.
+        precision: of the network in training; the loss and the weights are always in float32 or float64. ``fp32``;
+            ``fp16``, with loss scaling, for GPUs from V100 on; ``bf16``, for GPUs from A100 on, and on processors.
+        compile: compile a part of the network, for GPUs; it takes a minute at the start and a C++ compiler.
+        checkpointing: less memory for a third more time: residual blocks are computed again in the backward pass.
         device: ``auto``, ``cpu``, ``cuda`` or another torch device.
     """
 
@@ -81,17 +94,24 @@ class TrainConfig:
     steps: int = 1000
     batch_size: int = 16
     crop_px: int = 128
+    normalisation: str = "global"
     displacement_px: int = 5
     displacements: str = "collapsed"
+    resolution: str = "cells"
     entropy_weight: float = 1.5
-    overclustering: int = 0
+    overclustering: int = 8
+    merge: bool = True
     embedding: int = 64
     samples: int = 256
     learning_rate: float = 3e-4
     colour_jitter: float = 0.0
-    flip: bool = False
-    rotate: bool = False
+    flip: bool = True
+    rotate: bool = True
+    checkpoint_steps: int = 100
     seed: int = 0
+    precision: str = "fp32"
+    compile: bool = False
+    checkpointing: bool = False
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -103,6 +123,9 @@ class TrainConfig:
             ("masking", MASKINGS),
             ("sampling", SAMPLINGS),
             ("displacements", DISPLACEMENTS),
+            ("resolution", RESOLUTIONS),
+            ("precision", PRECISIONS),
+            ("normalisation", NORMALISATIONS),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, expected {_alternatives(choices)}")
@@ -119,6 +142,7 @@ class TrainConfig:
             ("embedding", 1, 4096),
             ("samples", 1, 2**20),
             ("colour_jitter", 0, 0.5),
+            ("checkpoint_steps", 0, 10**9),
             ("seed", 0, 2**63 - 1),
         ):
             value = getattr(self, name)
@@ -146,6 +170,11 @@ class TrainConfig:
         if self.steps and not learns:
             raise ConfigError(
                 f"steps is {self.steps}, but network {self.network} with {self.objective} trains nothing: use 0"
+            )
+        if self.objective == "clustering" and self.merge and self.overclustering < 2:
+            raise ConfigError(
+                f"overclustering is {self.overclustering}, expected at least 2, because clusters are merged; or set merge "
+                f"to false"
             )
         if self.objective == "deepcluster" and not self.overclustering:
             raise ConfigError("deepcluster needs overclustering, how many times the classes it tells apart; IIC has 10")
@@ -177,7 +206,7 @@ class TrainConfig:
             attention=self.attention,
             dropout=self.dropout,
             embedding=self.embedding if self.objective == "representation" else 0,
-            aux_classes=self.overclustering * self.classes,
+            aux_classes=self.overclustering * self.classes if self.objective in ("clustering", "deepcluster") else 0,
         )
 
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from autoreg.train.precision import full_precision
+
 _SCORES_AT_ONCE = 2**22
 
 
@@ -28,6 +30,7 @@ class Critic(nn.Module):
         return cast(Tensor, self.norm(inner + self.skip(features)))
 
 
+@full_precision
 def info_nce(
     phi_y: Tensor, phi_z: Tensor, anchors: Tensor, negatives: Tensor, *, displacement: int, scale: float | None = None
 ) -> Tensor:

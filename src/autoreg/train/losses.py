@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 
 import torch
+from scipy.fft import next_fast_len
 from torch import Tensor
+
+from autoreg.train.precision import full_precision
+
+_NEGLIGIBLE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,18 @@ class MutualInformation:
         return self.value + (entropy_weight - 1) * (self.entropy_y + self.entropy_z)
 
 
+def widen_logits(logits: Tensor) -> Tensor:
+    """Logits to take probabilities of: in float32 at least, whatever the network computes in.
+
+    Their gradients below 1e-30 become zero. Saturated probabilities have such gradients, which move no weight, but with
+    numbers below 1e-38 a processor's convolutions take up to several times as long.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if logits.requires_grad:
+        logits.register_hook(lambda gradient: gradient.where(gradient.abs() >= _NEGLIGIBLE, 0.0))  # type: ignore[no-untyped-call]
+    return logits
+
+
 def _box_sum(probs: Tensor, radius: int) -> Tensor:
     """Sum of ``probs`` (..., H, W) over the (2 radius + 1)^2 square around each pixel, zero outside.
 
@@ -41,6 +58,7 @@ def _box_sum(probs: Tensor, radius: int) -> Tensor:
     return band(probs.shape[-2]) @ probs @ band(probs.shape[-1])
 
 
+@full_precision
 def joint_distribution(probs_y: Tensor, probs_z: Tensor, displacement_px: int) -> Tensor:
     """How often cluster a at a pixel meets cluster b within ``displacement_px`` of it, over all images: float64 (K, K).
 
@@ -57,11 +75,13 @@ def joint_distribution(probs_y: Tensor, probs_z: Tensor, displacement_px: int) -
     return torch.einsum("nkhw,nlhw->nkl", probs_y, spread).double().sum(0)
 
 
+@full_precision
 def joint_per_displacement(probs_y: Tensor, probs_z: Tensor, displacement_px: int) -> Tensor:
     """How often cluster a at a pixel meets cluster b at each displacement from it: float64 ((2T + 1)^2, K, K).
 
     The terms whose sum is ``joint_distribution``, one for each u in [-T, T]^2, row by row. A cross-correlation, computed by
     FFT with the sum over the images taken in the frequency domain: K^2 inverse transforms, however many images there are.
+    These are products with the few rows of the inverse Fourier matrices that belong to displacements up to T.
 
     Args:
         probs_y: probabilities of the first view, (N, K, H, W).
@@ -69,14 +89,27 @@ def joint_per_displacement(probs_y: Tensor, probs_z: Tensor, displacement_px: in
         displacement_px: T.
     """
     # The zeros that a lag of up to T runs into. In float64: what is kept are small differences of large sums.
-    size = [extent + displacement_px for extent in probs_y.shape[-2:]]
+    size = [next_fast_len(extent + displacement_px, real=True) for extent in probs_y.shape[-2:]]
     spectrum_y, spectrum_z = (torch.fft.rfft2(probs.double(), s=size) for probs in (probs_y, probs_z))
-    lags: Tensor = torch.fft.irfft2(torch.einsum("nkhw,nlhw->klhw", spectrum_y.conj(), spectrum_z), s=size)
-    displacements = torch.arange(-displacement_px, displacement_px + 1, device=probs_y.device)
-    rows, cols = (displacements % extent for extent in size)
-    return lags[:, :, rows[:, None], cols].flatten(2).movedim(2, 0).clamp_min(0)
+    spectrum = torch.einsum("nkhw,nlhw->klhw", spectrum_y.conj(), spectrum_z)
+    rows, cols = (_inverse_transform(extent, displacement_px, probs_y.device) for extent in size)
+    # The spectrum of real numbers is symmetric, and its second half left out: its other frequencies count twice.
+    half = spectrum.shape[-1]
+    cols = cols[:, :half] * torch.tensor([1.0 if 2 * place % size[1] == 0 else 2.0 for place in range(half)]).to(cols)
+    shifted = torch.einsum("uh,klhw->kluw", rows, spectrum)
+    lags = torch.einsum("kluw,vw->uvkl", shifted.real, cols.real) - torch.einsum("kluw,vw->uvkl", shifted.imag, cols.imag)
+    return lags.flatten(0, 1).clamp_min(0)
 
 
+def _inverse_transform(size: int, displacement: int, device: torch.device) -> Tensor:
+    """Rows -``displacement`` to ``displacement`` of the inverse Fourier matrix: complex128 (2 displacement + 1, size)."""
+    place = torch.arange(-displacement, displacement + 1, dtype=torch.float64, device=device)
+    frequency = torch.arange(size, dtype=torch.float64, device=device)
+    angle = 2 * torch.pi / size * (place[:, None] * frequency % size)
+    return torch.polar(torch.full_like(angle, 1 / size), angle)
+
+
+@full_precision
 def mutual_information(joint: Tensor) -> MutualInformation:
     """Mutual information of a joint distribution: non-negative weights (K, K) of any positive sum, computed in float64.
 

@@ -14,7 +14,8 @@ from autoreg.errors import ConfigError
 from autoreg.evaluation import Evaluation, score
 from autoreg.network.network import Network
 from autoreg.raster.window import Window
-from autoreg.spec import NODATA_LABEL
+from autoreg.runtime.segment import array_reader, scene_reader
+from autoreg.spec import NODATA_LABEL, ModelSpec
 from autoreg.train.scoring import TorchEngine, confusion_of_network, read_pair
 
 KINDS = ("linear", "non-linear")
@@ -33,6 +34,7 @@ def probe(
     bands: Sequence[str],
     dtype: str,
     crop_px: int,
+    normalisation: str = "global",
     kind: str = "linear",
     on: str = "features",
     seed: int = 0,
@@ -49,6 +51,7 @@ def probe(
         bands: see ``TorchEngine``.
         dtype: see ``TorchEngine``.
         crop_px: see ``TorchEngine``.
+        normalisation: see ``TorchEngine``.
         kind: one of ``KINDS``.
         on: ``features``, or the outputs of the ``decoder``, as in the paper.
         seed: of the draw and of the first weights.
@@ -64,27 +67,36 @@ def probe(
     before = probed.decoder if on == "decoder" else nn.Identity()
     rng = np.random.default_rng((seed, 4))
     share = max(_MOST_PIXELS // len(train), 1)
-    parts = [_sample(probed, before, *pair, len(bands), share, rng) for pair in train]
+    engine = TorchEngine(probed, bands, dtype, crop_px, normalisation=normalisation)
+    parts = [_sample(probed, engine.spec, before, *pair, share, rng) for pair in train]
     inputs, classes = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     if not len(classes):
         raise ConfigError(f"none of the {len(train)} images to train the probe on has a label below {NODATA_LABEL}")
     count = max(int(classes.max()) + 1, 2)
     head = _fit(inputs, classes, count, kind, seed).to(network.mean.device)
     probed.decoder = nn.Sequential(before, head)  # type: ignore[assignment]
-    confusion = confusion_of_network(TorchEngine(probed, bands, dtype, crop_px, classes=count), test)
+    engine = TorchEngine(probed, bands, dtype, crop_px, normalisation=normalisation, classes=count)
+    confusion = confusion_of_network(engine, test)
     return score(confusion, tuple(range(count)))
 
 
 @torch.no_grad()
 def _sample(
-    network: Network, before: nn.Module, image_path: Path, truth_path: Path, bands: int, count: int, rng: np.random.Generator
+    network: Network,
+    spec: ModelSpec,
+    before: nn.Module,
+    image_path: Path,
+    truth_path: Path,
+    count: int,
+    rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Upsampled inputs of the probe (n, C) at random labelled pixels of one image, and their classes (n,)."""
-    image, valid, truth = read_pair(image_path, truth_path, bands)
+    image, valid, truth = read_pair(image_path, truth_path, len(spec.bands))
     height, width = truth.shape
+    scene, _ = scene_reader(spec, array_reader(image, valid), height, width)(Window(0, 0, height, width))
     stride = network.config.stride
     rows, cols = (-(-size // stride) * stride for size in (height, width))
-    filled = np.where(valid, image, network.mean.cpu().numpy()[:, None, None]).astype(np.float32)
+    filled = np.where(valid, scene, network.mean.cpu().numpy()[:, None, None]).astype(np.float32)
     tensor = torch.from_numpy(Window(0, 0, rows, cols).extend(filled))[None].to(network.mean.device)
     features = before(network.features(network.encode(tensor), None))
     labelled = np.flatnonzero(((truth != NODATA_LABEL) & valid).ravel())

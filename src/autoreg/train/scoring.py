@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from autoreg import __version__
 from autoreg.errors import RasterError
-from autoreg.evaluation import confusion_matrix
+from autoreg.evaluation import confusion_matrix, open_truth
 from autoreg.network.network import Network, label_pixels
 from autoreg.optional import require
-from autoreg.raster.reader import RasterReader, open_dataset
+from autoreg.raster.palette import unnamed_classes
+from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 from autoreg.runtime.engine import Images, Labels, Prediction
 from autoreg.runtime.segment import segment_array
@@ -25,7 +26,14 @@ class TorchEngine:
     model_digest = ""
 
     def __init__(
-        self, network: Network, bands: Sequence[str], dtype: str, crop_px: int, *, classes: int | None = None
+        self,
+        network: Network,
+        bands: Sequence[str],
+        dtype: str,
+        crop_px: int,
+        *,
+        normalisation: str = "global",
+        classes: int | None = None,
     ) -> None:
         """Wrap ``network``, which stays the caller's.
 
@@ -34,6 +42,7 @@ class TorchEngine:
             bands: names of its bands.
             dtype: of the rasters that it was trained on.
             crop_px: side of the crops of its training.
+            normalisation: of its training.
             classes: of another decoder than its own, if it was given one.
         """
         self._network = network
@@ -41,7 +50,7 @@ class TorchEngine:
         self.spec = ModelSpec(
             bands=tuple(bands),
             dtype=dtype,
-            classes=tuple(f"cluster {label}" for label in range(classes or network.config.classes)),
+            classes=unnamed_classes(classes or network.config.classes),
             stride=network.config.stride,
             receptive_field_px=network.receptive_field_px,
             crop_px=crop_px,
@@ -51,6 +60,7 @@ class TorchEngine:
             checkpoint_digest="",
             agreement=1.0,
             autoreg_version=__version__,
+            normalisation=normalisation,
         )
 
     def label(self, images: Images) -> Labels:
@@ -91,12 +101,7 @@ def read_pair(
     Raises:
         RasterError: a file cannot be read, or the two do not fit.
     """
-    with RasterReader(image_path, bands=bands) as raster, open_dataset(truth_path) as dataset:
-        if dataset.count != 1 or dataset.dtypes[0] != "uint8" or dataset.shape != (raster.height, raster.width):
-            raise RasterError(
-                f"{truth_path} has {dataset.count} bands of {dataset.dtypes[0]} and {dataset.height} x {dataset.width} px, "
-                f"expected a truth for {image_path}: one band of uint8, {raster.height} x {raster.width} px"
-            )
+    with RasterReader(image_path, bands=bands) as raster, open_truth(truth_path, raster) as dataset:
         pixels, valid = raster.read(Window(0, 0, raster.height, raster.width))
         try:
             truth = dataset.read(1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from autoreg.errors import ConfigError
 from autoreg.network.orderings import ORDERINGS, Ordering
+from autoreg.train.distributed import Share
 
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], dtype=torch.float64)
 """RGB to luma and two chroma axes; turning these two changes the hue, stretching them the saturation."""
@@ -74,7 +75,9 @@ def find_rgb(bands: tuple[str, ...]) -> tuple[int, int, int]:
         ) from error
 
 
-def jitter_colours(images: Tensor, rgb: tuple[int, int, int], strength: float, rng: np.random.Generator) -> Tensor:
+def jitter_colours(
+    images: Tensor, rgb: tuple[int, int, int], strength: float, rng: np.random.Generator, share: Share | None = None
+) -> Tensor:
     """Change brightness, contrast, saturation and hue of each image at random; other bands, such as infrared, stay.
 
     Args:
@@ -82,9 +85,16 @@ def jitter_colours(images: Tensor, rgb: tuple[int, int, int], strength: float, r
         rgb: positions of the red, green and blue band.
         strength: factors are drawn from 1 - strength to 1 + strength, the hue turns by up to this share of a full turn.
         rng: of the random choices.
+        share: where these images lie in a whole batch, which is what the choices are made for; None if they are the whole.
     """
-    brightness, contrast, saturation = (_column(1 + strength * rng.uniform(-1, 1, len(images)), images) for _ in range(3))
-    angle = torch.from_numpy(2 * math.pi * strength * rng.uniform(-1, 1, len(images)))
+
+    def draw() -> np.ndarray:
+        """A number from -strength to strength for each image."""
+        numbers = strength * rng.uniform(-1, 1, share.total if share else len(images))
+        return numbers[share.places] if share else numbers
+
+    brightness, contrast, saturation = (_column(1 + draw(), images) for _ in range(3))
+    angle = torch.from_numpy(2 * math.pi * draw())
     turn = torch.zeros(len(images), 3, 3, dtype=torch.float64)
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()

@@ -1,0 +1,5 @@
+"""``python -m autoreg``, which is how torchrun starts it."""
+
+from autoreg.cli import main
+
+main()
