@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,11 @@ def test_a_study_scores_every_configuration_with_every_seed(scenes: list[Path]) 
     def progress(name: str, seed: int, status: Status) -> None:
         seen.append((name, seed, status.step))
 
-    configurations = {"AC": {}, "K-means": BASELINES["kmeans"], "ARL": {"objective": "representation"}}
+    configurations: dict[str, dict[str, Any]] = {
+        "AC": {"merge": False, "overclustering": 0},
+        "K-means": BASELINES["kmeans"],
+        "ARL": {"objective": "representation"},
+    }
     rows = run_study(pairs, configurations, common=COMMON, seeds=[0, 1], moments=3, progress=progress)
     assert [row.name for row in rows] == ["AC", "K-means", "ARL"]
     assert [[moment.step for moment in run] for run in rows[0].runs] == [[2, 4, 6]] * 2
