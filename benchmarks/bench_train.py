@@ -89,11 +89,11 @@ class Trial:
         return round(peak.bytes / 2**20, 1)
 
 
-class Peak(TorchDispatchMode):
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors alive, as they come and go, and keeps the largest sum."""
 
     def __init__(self, present: list[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self._alive = 0
         self._known: set[int] = set()
         self._add(present)
