@@ -1,8 +1,8 @@
 """A training step: what masking costs, what each option gains, and how long a training waits for its data.
 
-The forms that are compared take turns, step by step, so that a machine that others use slows all of them alike. A step's time
-is that of the processor, or on a GPU the wall's. Memory is that of all tensors at once; what a library takes for itself
-inside an operation is not in it, except on a GPU.
+The forms that are compared take turns, step by step, so that a machine that others use slows all of them alike. A step's
+time is that of the processor, or on a GPU that of the clock. Memory is that of all tensors at once; what a library takes for
+itself inside an operation is not in it, except on a GPU.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from autoreg.network.network import Network, upsample
 from autoreg.network.orderings import RASTER_ORDERINGS
+from autoreg.raster.reader import georeference_optional
 from autoreg.train import PRESETS, TrainConfig, load_config, loop, train_network
 from autoreg.train.acceleration import accelerate
 from autoreg.train.data import Batch, read_batches
@@ -89,7 +90,7 @@ class Trial:
         return round(peak.bytes / 2**20, 1)
 
 
-class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors alive, as they come and go, and keeps the largest sum."""
 
     def __init__(self, present: list[Any]) -> None:
@@ -182,7 +183,7 @@ def measure_waiting(folder: Path) -> dict[str, Any]:
         fine = np.random.default_rng(number).integers(0, 16, (BANDS, 4096, 4096), np.uint8)
         profile = {"driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
         shape = {"count": BANDS, "height": 4096, "width": 4096, "dtype": "uint8"}
-        with rasterio.open(path, "w", **profile, **shape) as dataset:
+        with georeference_optional(), rasterio.open(path, "w", **profile, **shape) as dataset:
             dataset.write(coarse.repeat(8, axis=1).repeat(8, axis=2) + fine)
     waits: list[float] = []
     ends: list[float] = []
