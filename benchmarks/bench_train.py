@@ -90,7 +90,7 @@ class Trial:
         return round(peak.bytes / 2**20, 1)
 
 
-class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors alive, as they come and go, and keeps the largest sum."""
 
     def __init__(self, present: list[Any]) -> None:
