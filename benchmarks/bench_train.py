@@ -41,7 +41,7 @@ from bench_loss import collapsed_by_convolution
 from record import record
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-BANDS, RUNS, WAITING_STEPS = 4, 9, 40
+BANDS, RUNS, WAITING_STEPS = 4, 15, 40
 PLAIN = TrainConfig(device=DEVICE.type)
 NAIVE = dataclasses.replace(
     PLAIN, stride=2, attention=True, batch_size=8, resolution="pixels", displacement_px=10, overclustering=0, merge=False

@@ -29,6 +29,11 @@ _checkpoint_steps = click.option(
 _normalisation = click.option(
     "--normalisation", help="global, with the statistics of all scenes, or scene, each with its own.  [default: global]"
 )
+_precision = click.option("--precision", help="fp32, fp16 or bf16, the network's in training.  [default: fp32]")
+_compile = click.option("--compile/--no-compile", default=None, help="Compile a part of the network.  [default: no]")
+_checkpointing = click.option(
+    "--checkpointing/--no-checkpointing", default=None, help="Less memory for a third more time.  [default: no]"
+)
 _tensorboard = click.option("--tensorboard", type=PATH, metavar="DIR", help="Write figures and pictures for TensorBoard.")
 _checkpoint = click.option(
     "-o", "--output", type=PATH, default="checkpoint.pt", show_default=True, help="Checkpoint to write."
@@ -48,6 +53,9 @@ _checkpoint = click.option(
 @backbone_option
 @_normalisation
 @_checkpoint_steps
+@_precision
+@_compile
+@_checkpointing
 @_tensorboard
 @click.option("--resume", is_flag=True, help="Go on with the checkpoint at -o, up to --steps.")
 @overwrite_option

@@ -3,6 +3,7 @@
 import logging
 
 import torch
+from torch import nn
 
 from autoreg.errors import ConfigError
 from autoreg.network.blocks import Block, ResidualBlock, finish
@@ -28,7 +29,9 @@ def accelerate(network: Network, *, compiler: str | None, checkpointing: bool) -
     Raises:
         ConfigError: nothing can be compiled here.
     """
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):  # not whatever a user's backbone has
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     blocks = [module for module in network.modules() if isinstance(module, Block)]
     for block in blocks:
         block.checkpointing = checkpointing
