@@ -63,36 +63,9 @@ def ablation_table(name: str) -> str:
     return "\n".join(rows)
 
 
-def recipe_table() -> str:
-    """What ``autoreg train`` does without options, beside what it should beat."""
-    names = ("dubai", "india_rgbn")
-    contents = {name: load(f"recipe_{name}")["result"] for name in names}
-    common = ", ".join(f"{key} {value}" for key, value in contents["dubai"]["common"].items() if key != "classes")
-    seeds = ", ".join(map(str, contents["dubai"]["seeds"]))
-    heads = [f"{name}, {images}" for name in names for images in ("trained on", "left out")]
-    rows = [
-        f"Accuracy / mIoU in percent, mean ± deviation over seeds {seeds}, each with another third of the scenes left out. "
-        f"All rows: {common}; on a CPU.",
-        "",
-        f"| | {' | '.join(heads)} |",
-        f"| --- |{' --- |' * len(heads)}",
-    ]
-    for index, row in enumerate(contents["dubai"]["rows"]):
-        cells = []
-        for name in names:
-            other = contents[name]["rows"][index]
-            assert other["name"] == row["name"]
-            for images in ("final", "left_out"):
-                scores = [other[images][f"{score}_percent"] for score in ("accuracy", "mean_iou")]
-                cells.append(" / ".join(f"{score['mean']:.1f} ± {score['deviation']:.1f}" for score in scores))
-        rows.append(f"| {row['name']} | {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo_table,
     "speed": speed_table,
-    "recipe": recipe_table,
     "ablation_dubai": functools.partial(ablation_table, "dubai"),
     "ablation_india_rgbn": functools.partial(ablation_table, "india_rgbn"),
 }

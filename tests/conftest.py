@@ -25,6 +25,19 @@ from autoreg.train.views import calibrate_network
 settings.register_profile("autoreg", deadline=None, derandomize=True)
 settings.load_profile("autoreg")
 
+SHORT = TrainConfig(
+    classes=4,
+    size="tiny",
+    steps=25,
+    batch_size=4,
+    crop_px=32,
+    displacement_px=2,
+    merge=False,
+    overclustering=0,
+    device="cpu",
+)
+"""A training of a second or two, of clusters that are those of the maps."""
+
 
 def save_raster(path: Path, pixels: NDArray[Any], mask: NDArray[np.uint8] | None = None, **profile: Any) -> Path:
     """Write (bands, height, width) as a raster; keywords as in ``rasterio.open``."""

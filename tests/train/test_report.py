@@ -26,19 +26,8 @@ from autoreg.train.log import log_path, read_log
 from autoreg.train.recording import record_training
 from autoreg.train.report import report_path, write_report
 from autoreg.train.samples import examine
-from conftest import noise, save_raster
+from conftest import SHORT, noise, save_raster
 
-SHORT = TrainConfig(
-    classes=4,
-    size="tiny",
-    steps=25,
-    batch_size=4,
-    crop_px=32,
-    displacement_px=2,
-    merge=False,
-    overclustering=0,
-    device="cpu",
-)
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 

@@ -14,23 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+import conftest
 from autoreg.errors import CheckpointError, OutputError
 from autoreg.export import export_onnx
 from autoreg.network.checkpoint import load_checkpoint
-from autoreg.train import Status, TrainConfig, resume_training, train_network
+from autoreg.train import Status, resume_training, train_network
 
-SHORT = TrainConfig(
-    classes=5,
-    size="tiny",
-    steps=8,
-    batch_size=4,
-    crop_px=32,
-    displacement_px=2,
-    device="cpu",
-    checkpoint_steps=2,
-    merge=False,
-    overclustering=0,
-)
+SHORT = dataclasses.replace(conftest.SHORT, classes=5, steps=8, checkpoint_steps=2)
 MERGED = dataclasses.replace(SHORT, merge=True, overclustering=2)
 
 

@@ -15,22 +15,11 @@ from autoreg.network.checkpoint import load_checkpoint
 from autoreg.network.network import label_pixels
 from autoreg.raster.palette import class_colours
 from autoreg.raster.reader import georeference_optional
-from autoreg.train import Status, TrainConfig, resume_training, train_network
+from autoreg.train import Status, resume_training, train_network
 from autoreg.train.recording import record_training
+from conftest import SHORT
 
 pytest.importorskip("tensorboard")
-
-SHORT = TrainConfig(
-    classes=4,
-    size="tiny",
-    steps=25,
-    batch_size=4,
-    crop_px=32,
-    displacement_px=2,
-    merge=False,
-    overclustering=0,
-    device="cpu",
-)
 
 
 def read(folder: Path) -> Any:

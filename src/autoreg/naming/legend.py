@@ -9,16 +9,14 @@
     clusters = [2, 5]       # if no class has any, autoreg match --truth finds them
 """
 
-import difflib
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from autoreg.errors import ConfigError
 from autoreg.raster.palette import unused_colours
 from autoreg.spec import MapClass, legend_problem
+from autoreg.toml_file import read_toml, suggest
 
-_LIMIT_BYTES = 2**20
 _KINDS = {"name": str, "label": int, "colour": str, "clusters": list}
 
 
@@ -29,7 +27,7 @@ def read_legend(path: Path) -> tuple[MapClass, ...]:
         ConfigError: the file cannot be read, is not TOML, or has an unknown key, or a value of the wrong type or range, or a
             label or a name twice.
     """
-    rows = _rows(_read(path), path)
+    rows = _rows(read_toml(path, expected="a legend of a few lines per class"), path)
     colours = unused_colours({row["colour"] for row in rows if "colour" in row})
     classes = [
         MapClass(
@@ -43,20 +41,6 @@ def read_legend(path: Path) -> tuple[MapClass, ...]:
     if problem := legend_problem(classes):
         raise ConfigError(f"{path} is not a legend: {problem}")
     return tuple(sorted(classes, key=lambda item: item.label))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    if len(content) > _LIMIT_BYTES:
-        raise ConfigError(f"{path} has more than {_LIMIT_BYTES} bytes, expected a legend of a few lines per class")
-    try:
-        return tomllib.loads(content.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not a TOML file: {error}") from error
 
 
 def _rows(values: dict[str, Any], path: Path) -> list[dict[str, Any]]:
@@ -84,6 +68,5 @@ def _rows(values: dict[str, Any], path: Path) -> list[dict[str, Any]]:
 def _check_keys(values: dict[str, Any], known: Any, path: Path) -> None:
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"expected {', '.join(known)}"
+            hint = suggest(key, known, otherwise=f"expected {', '.join(known)}")
             raise ConfigError(f"{path} has an unknown key {key!r}; {hint}")

@@ -1,6 +1,8 @@
 """The segmentation network of the paper, F = h . g_ar . d (section 3.3, Tables 1a, 4, 5 and 7)."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, cast
 
@@ -113,6 +115,17 @@ def valid_cells(valid: Tensor, stride: int) -> Tensor:
     return functional.max_pool2d((~valid).float(), stride) == 0
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Have ``module`` in evaluation mode within the block, and afterwards as it was."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
 @torch.no_grad()
 def measure_extractor(extractor: nn.Module, bands: int) -> tuple[int, int]:
     """Channels and stride of a user's backbone, found by running it on an empty image.
@@ -125,13 +138,11 @@ def measure_extractor(extractor: nn.Module, bands: int) -> tuple[int, int]:
         ConfigError: it fails, or does not give a feature map.
     """
     side = 224  # what most backbones were made for; a multiple of their strides
-    training = extractor.training
     try:
-        features: Any = extractor.eval()(torch.zeros(1, bands, side, side))
+        with evaluating(extractor):
+            features: Any = extractor(torch.zeros(1, bands, side, side))
     except Exception as error:  # whatever the user's module raises
         raise ConfigError(f"the backbone failed on an image of {bands} bands and {side} x {side} px: {error}") from error
-    finally:
-        extractor.train(training)
     if not isinstance(features, Tensor) or features.ndim != 4 or features.shape[2] != features.shape[3]:
         raise ConfigError(f"the backbone gives {_describe(features)}, expected a feature map (N, channels, rows, cols)")
     stride = side / features.shape[2]

@@ -1,8 +1,6 @@
 """Settings of a training: option of the command line, else train.toml, else a preset, else the default here."""
 
 import dataclasses
-import difflib
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from autoreg.errors import ConfigError
 from autoreg.network.config import SIZES, VARIANTS, NetworkConfig, Size, network_config
 from autoreg.network.orderings import MASKINGS, Masking, find_orderings
 from autoreg.spec import NODATA_LABEL, NORMALISATIONS
+from autoreg.toml_file import read_toml, suggest
 from autoreg.train.precision import PRECISIONS
 from autoreg.train.views import CROSSED
 
@@ -223,12 +222,7 @@ def load_config(path: Path | None, options: Mapping[str, Any], preset: Mapping[s
     """
     values: dict[str, Any] = dict(preset or {})
     if path is not None:
-        try:
-            values |= tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not a TOML file: {error}") from error
+        values |= read_toml(path, expected="the settings of a training")
     values |= {name: value for name, value in options.items() if value is not None}
     return config_from(values, source=str(path) if path else "the options")
 
@@ -242,8 +236,7 @@ def config_from(values: Mapping[str, Any], *, source: str) -> TrainConfig:
     fields = {field.name: type(field.default) for field in dataclasses.fields(TrainConfig)}
     for name in values:
         if name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"expected {_alternatives(fields)}"
+            hint = suggest(name, fields, otherwise=f"expected {_alternatives(fields)}")
             raise ConfigError(f"{source} has an unknown setting {name!r}; {hint}")
     return TrainConfig(**{name: _parse(name, value, fields[name], source) for name, value in values.items()})
 

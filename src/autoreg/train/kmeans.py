@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoreg.network.network import Network, valid_cells
+from autoreg.network.network import Network, evaluating
 from autoreg.train.data import Batch
+from autoreg.train.features import unmasked_features
 
 _FIT_BATCHES, _FIT_CELLS = 8, 2**15
 """What K-means sees of the features of a whole network: so many cells of so many batches."""
@@ -122,17 +123,14 @@ def fit_clusters(network: Network, batches: Iterable[Batch], seed: int) -> None:
         batches: of the training; some cells of the first ones are used.
         seed: of the choice of cells and of K-means.
     """
-    training = network.training
-    network.eval()
     rng = np.random.default_rng((seed, 2))
     parts = []
-    for batch in islice(batches, _FIT_BATCHES):
-        images = torch.from_numpy(batch.images).to(network.mean.device)
-        features = network.features(network.encode(images), None)
-        found = features.movedim(1, -1).cpu()[valid_cells(torch.from_numpy(batch.valid), network.config.stride)]
-        parts.append(found[torch.from_numpy(rng.permutation(len(found))[: _FIT_CELLS // _FIT_BATCHES])])
+    with evaluating(network):
+        for batch in islice(batches, _FIT_BATCHES):
+            features, cells = unmasked_features(network, batch)
+            found = features.movedim(1, -1)[cells].cpu()
+            parts.append(found[torch.from_numpy(rng.permutation(len(found))[: _FIT_CELLS // _FIT_BATCHES])])
     fit_decoder(network.decoder, torch.cat(parts), seed)
-    network.train(training)
 
 
 def _spread(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autoreg.errors import CheckpointError, ConfigError
 from autoreg.network.backbone import load_backbone
 from autoreg.network.checkpoint import Checkpoint, load_checkpoint
-from autoreg.network.network import Network, measure_extractor, upsample
+from autoreg.network.network import Network, evaluating, measure_extractor, upsample
 from autoreg.network.orderings import find_orderings
 from autoreg.train.acceleration import accelerate
 from autoreg.train.config import TrainConfig, config_from
@@ -279,8 +279,7 @@ class _Training:
         if best and not best.fitted:
             self.network.load_state_dict(best.weights)
             self._fit_decoder()
-            weights = {name: value.cpu() for name, value in self.network.state_dict().items()}
-            lead(lambda: saver.replace_best(dataclasses.replace(best, weights=weights, fitted=True)))
+            lead(lambda: saver.replace_best(dataclasses.replace(best, weights=self._weights(), fitted=True)))
 
     def _warn(self, status: Status) -> None:
         """Say what should not have happened."""
@@ -356,20 +355,23 @@ class _Training:
     @torch.no_grad()
     def _usage(self, decoder: nn.Conv2d, images: Tensor, batch: Batch) -> tuple[float, ...]:
         """Share of the valid pixels that each cluster of ``decoder`` gets from the unmasked network."""
-        network = self.network.eval()
-        logits = decoder(network.features(network.encode(images), None))
-        network.train()
+        network = self.network
+        with evaluating(network):
+            logits = decoder(network.features(network.encode(images), None))
         labels = upsample(logits, network.config.stride).argmax(dim=1)
         counts = labels[torch.from_numpy(batch.valid).to(labels.device)].bincount(minlength=decoder.out_channels)
         counts = sum_over_ranks(counts)
         return tuple((counts / counts.sum()).tolist())
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.cpu() for name, value in self.network.state_dict().items()}
 
     def _checkpoint(self, *, fitted: bool) -> Checkpoint:
         """Network, settings and all that ``restore`` needs."""
         assert self.samples is not None
         return Checkpoint(
             network=self.network.config,
-            weights={name: value.cpu() for name, value in self.network.state_dict().items()},
+            weights=self._weights(),
             bands=self.scenes.bands,
             dtype=self.scenes.dtype,
             samples=self.samples,

@@ -19,17 +19,17 @@ from scipy.spatial.distance import jensenshannon, squareform
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoreg.network.network import Network, valid_cells
+from autoreg.network.network import Network, evaluating
 from autoreg.train.data import Batch
+from autoreg.train.features import unmasked_features
 from autoreg.train.losses import joint_distribution
+from autoreg.train.status import LEAST_SHARE
 
 SURROUNDINGS_CELLS = 2
 """How far around a cell its surroundings reach."""
 
 _FIT_CROPS, _FIT_CELLS = 512, 2**15
 """What the merging sees: so many crops, as crops that follow each other are from few places, and so many of their cells."""
-
-_LEAST_SHARE = 0.1
 
 
 def merge_clusters(joint: Tensor, groups: int) -> NDArray[np.intp]:
@@ -47,7 +47,7 @@ def merge_clusters(joint: Tensor, groups: int) -> NDArray[np.intp]:
     meetings = meetings + meetings.T
     shares = meetings.sum(axis=1) / max(meetings.sum(), np.finfo(np.float64).tiny)
     order = np.argsort(-shares, kind="stable")
-    used = order[: max(groups, int((shares >= _LEAST_SHARE / len(shares)).sum()))]
+    used = order[: max(groups, int((shares >= LEAST_SHARE / len(shares)).sum()))]
     rows = meetings / np.maximum(meetings.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     distances = _distances(rows)
     tree = linkage(squareform(distances[np.ix_(used, used)], checks=False), "average")
@@ -80,26 +80,22 @@ def fit_merged_decoder(network: Network, batches: Iterable[Batch]) -> None:
         batches: of the training; the first ones are used.
     """
     assert network.auxiliary is not None
-    training = network.training
-    network.eval()
     joint, features, clusters, crops = torch.zeros(()), [], [], 0
-    for batch in batches:
-        images = torch.from_numpy(batch.images).to(network.mean.device)
-        cells = valid_cells(torch.from_numpy(batch.valid).to(images.device), network.config.stride)
-        encoded = network.features(network.encode(images), None)
-        probs = network.auxiliary(encoded).softmax(dim=1)
-        masked = probs * cells[:, None]
-        joint = joint + joint_distribution(masked, masked, SURROUNDINGS_CELLS).cpu()
-        step = -(-cells[0].numel() * _FIT_CROPS // _FIT_CELLS)
-        features.append(encoded.movedim(1, -1)[cells][::step].float().cpu())
-        clusters.append(probs.movedim(1, -1)[cells][::step].float().cpu())
-        crops += len(images)
-        if crops >= _FIT_CROPS:
-            break
+    with evaluating(network):
+        for batch in batches:
+            encoded, cells = unmasked_features(network, batch)
+            probs = network.auxiliary(encoded).softmax(dim=1)
+            masked = probs * cells[:, None]
+            joint = joint + joint_distribution(masked, masked, SURROUNDINGS_CELLS).cpu()
+            step = -(-cells[0].numel() * _FIT_CROPS // _FIT_CELLS)
+            features.append(encoded.movedim(1, -1)[cells][::step].float().cpu())
+            clusters.append(probs.movedim(1, -1)[cells][::step].float().cpu())
+            crops += len(cells)
+            if crops >= _FIT_CROPS:
+                break
     groups = torch.from_numpy(merge_clusters(joint, network.decoder.out_channels))
     merged = functional.one_hot(groups, network.decoder.out_channels).float()
     fit_linear(network.decoder, torch.cat(features), torch.cat(clusters) @ merged)
-    network.train(training)
 
 
 def fit_linear(decoder: nn.Conv2d, features: Tensor, probs: Tensor) -> None:

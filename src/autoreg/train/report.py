@@ -26,6 +26,7 @@ from autoreg.train.charts import Line, css, draw_lines, draw_shares
 from autoreg.train.config import TrainConfig, config_from
 from autoreg.train.log import LogContent, Measurement, log_path, read_log
 from autoreg.train.samples import Examination, examine
+from autoreg.train.status import LEAST_SHARE
 
 _MOST_SAMPLES = 8
 _WIDEST_PX = 256
@@ -160,7 +161,7 @@ class _Report:
                 f"To go on: <code>autoreg train SCENES… -o {escape(self._quoted)} --resume</code>"
             )
         if last and last.usage:
-            unused = [str(cluster) for cluster, share in enumerate(last.usage) if share < 0.1 / len(last.usage)]
+            unused = [str(cluster) for cluster, share in enumerate(last.usage) if share < LEAST_SHARE / len(last.usage)]
             if unused:
                 yield f"Hardly used: {'clusters' if len(unused) > 1 else 'cluster'} {', '.join(unused)}."
 

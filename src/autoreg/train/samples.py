@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autoreg.network.network import Network, upsample
+from autoreg.network.network import Network, evaluating, upsample
 from autoreg.network.orderings import Ordering
 from autoreg.spec import NODATA_LABEL
 
@@ -87,8 +87,6 @@ def _label(network: Network, decoder: nn.Module, samples: Tensor, ordering: Orde
 @torch.no_grad()
 def _predict(network: Network, decoder: nn.Module, sample: Tensor, ordering: Ordering | None) -> Tensor:
     """Probabilities of one crop, (K, H, W), on the CPU; one at a time, because a crop may be large."""
-    training = network.training
-    encoded = network.eval().encode(sample[None].to(network.mean.device))
-    logits = decoder(network.features(encoded, ordering))
-    network.train(training)
+    with evaluating(network):
+        logits = decoder(network.features(network.encode(sample[None].to(network.mean.device)), ordering))
     return upsample(logits, network.config.stride).softmax(dim=1)[0].cpu()

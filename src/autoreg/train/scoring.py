@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from autoreg import __version__
 from autoreg.errors import RasterError
 from autoreg.evaluation import confusion_matrix, open_truth
-from autoreg.network.network import Network, label_pixels
+from autoreg.network.network import Network, evaluating, label_pixels
 from autoreg.optional import require
 from autoreg.raster.palette import unnamed_classes
 from autoreg.raster.reader import RasterReader
@@ -70,9 +70,8 @@ class TorchEngine:
     @torch.no_grad()
     def predict(self, images: Images) -> Prediction:
         """Labels and logits of ``images``."""
-        training = self._network.training
-        logits = self._network.eval()(torch.from_numpy(images).to(self._network.mean.device))
-        self._network.train(training)
+        with evaluating(self._network):
+            logits = self._network(torch.from_numpy(images).to(self._network.mean.device))
         return Prediction(label_pixels(logits, self.spec.stride).cpu().numpy(), logits.cpu().numpy())
 
 

@@ -6,6 +6,8 @@ from torch import Tensor
 
 COLLAPSE_NATS = 1e-3
 COLLAPSE_SHARE = 0.99
+LEAST_SHARE = 0.1
+"""Of an equal share of the pixels: a cluster that has less is hardly used."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Status:
     @property
     def clusters_used(self) -> int:
         """Clusters with at least a tenth of an equal share of the pixels."""
-        return sum(share >= 0.1 / len(self.usage) for share in self.usage)
+        return sum(share >= LEAST_SHARE / len(self.usage) for share in self.usage)
 
     @property
     def collapsed(self) -> bool:
