@@ -49,8 +49,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "transforms": {"colour_jitter": 0.1, "flip": True, "rotate": True},
     "representation": {"objective": "representation"},
     "representation with attention": {"objective": "representation", "attention": True},
-    "doersch": {**BASELINES["doersch"], "steps": 150},
-    "isola": {**BASELINES["isola"], "steps": 150},
+    # They compare only a pair of patches per crop, so that smaller batches are mostly noise.
+    "doersch": {**BASELINES["doersch"], "steps": 150, "batch_size": 32},
+    "isola": {**BASELINES["isola"], "steps": 150, "batch_size": 32},
     "deepcluster": BASELINES["deepcluster"],
     "iic": BASELINES["iic"],
 }
