@@ -43,6 +43,61 @@ def speed_table() -> str:
     return "\n".join(rows)
 
 
+def training_table() -> str:
+    """What a training step costs, and how fast crops come from files."""
+    train, data = load("train"), load("data")["result"]
+    result = train["result"]
+    options, naive, counted = result["options"], result["naive"], result["paper_counted_gib"]
+    crops = [item["ours_crops_per_cpu_second"] for item in data["files"]]
+    gains = [item["ratio"] for item in data["files"]]
+    rows = [f"| {train['machine']['processor']}, {result['threads']} thread, no GPU | |", "| --- | --- |"]
+    for size, masking in result["masking"].items():
+        rows.append(f"| a masked training step, against the same unmasked, size {size} | {masking['masked']['ratio']} x |")
+    rows += [
+        f"| with the loss and the mask as they are written down: naive loss, dense mask | {naive['naive_loss']['ratio']} x, "
+        f"{naive['dense_mask']['ratio']} x |",
+        *(
+            f"| {name} | {options[option]['ratio']} x the time, {options[option]['peak_mib']} instead of "
+            f"{options['plain']['peak_mib']} MiB |"
+            for option, name in (("bf16", "`--precision bf16`"), ("checkpointing", "`--checkpointing`"))
+        ),
+        f"| `--compile`; channels first instead of last | {options['compile']['ratio']} x; "
+        f"{options['channels_first']['ratio']} x |",
+        f"| waiting for data | {result['waiting']['waiting_percent']} % of the time |",
+        f"| memory of size `paper` with the settings of Potsdam: fp32; fp16 and checkpointing (counted, not run) | "
+        f"{counted['fp32']} GiB; {counted['fp16 checkpointing']} GiB |",
+        f"| crops of {data['crop_px']} px per CPU-second from tiled deflate files, against a window read for each | "
+        f"{min(crops)} to {max(crops)}, {min(gains)} to {max(gains)} times as many |",
+    ]
+    return "\n".join(rows)
+
+
+def recipe_table() -> str:
+    """What ``autoreg train`` does without options, beside what it should beat."""
+    names = ("dubai", "india_rgbn")
+    contents = {name: load(f"recipe_{name}")["result"] for name in names}
+    common = ", ".join(f"{key} {value}" for key, value in contents["dubai"]["common"].items() if key != "classes")
+    seeds = ", ".join(map(str, contents["dubai"]["seeds"]))
+    heads = [f"{name}, {images}" for name in names for images in ("trained on", "left out")]
+    rows = [
+        f"Accuracy / mIoU in percent, mean ± deviation over seeds {seeds}, each with another third of the scenes left out. "
+        f"All rows: {common}; on a CPU.",
+        "",
+        f"| | {' | '.join(heads)} |",
+        f"| --- |{' --- |' * len(heads)}",
+    ]
+    for index, row in enumerate(contents["dubai"]["rows"]):
+        cells = []
+        for name in names:
+            other = contents[name]["rows"][index]
+            assert other["name"] == row["name"]
+            for images in ("final", "left_out"):
+                scores = [other[images][f"{score}_percent"] for score in ("accuracy", "mean_iou")]
+                cells.append(" / ".join(f"{score['mean']:.1f} ± {score['deviation']:.1f}" for score in scores))
+        rows.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def ablation_table(name: str) -> str:
     """Configurations over seeds on a data set."""
     content = load(f"ablation_{name}")
@@ -66,6 +121,8 @@ def ablation_table(name: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo_table,
     "speed": speed_table,
+    "training": training_table,
+    "recipe": recipe_table,
     "ablation_dubai": functools.partial(ablation_table, "dubai"),
     "ablation_india_rgbn": functools.partial(ablation_table, "india_rgbn"),
 }

@@ -92,6 +92,11 @@ def test_a_wrong_value_is_refused(wrong: dict[str, object], message: str) -> Non
         ModelSpec.from_json(json.dumps(dataclasses.asdict(SPEC) | wrong))
 
 
+def test_another_version_is_said_first() -> None:
+    with pytest.raises(ModelError, match="version 1, and this autoreg reads 2"):
+        ModelSpec.from_json(json.dumps({"version": 1, "fields": "of that time"}))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000])
 def test_what_is_no_spec_is_refused(text: str) -> None:
     with pytest.raises(ModelError, match="spec is not valid"):

@@ -133,8 +133,6 @@ class ModelSpec:
             raise ModelError(f"the model's spec is not valid: {problem}; export the model again")
 
     def _problem(self) -> str | None:
-        if self.version != SPEC_VERSION:
-            return f"it has version {self.version}, and this autoreg reads {SPEC_VERSION}"
         if not 1 <= len(self.bands) <= 4096:
             return f"it has {len(self.bands)} bands, expected 1 to 4096"
         if not 2 <= self.clusters <= NODATA_LABEL:
@@ -184,7 +182,12 @@ class ModelSpec:
             ModelError: ``text`` is not JSON, or lacks a field, or has one of the wrong type or range.
         """
         try:
-            spec: ModelSpec = _parse(cls, json.loads(text))
+            values = json.loads(text)
+            # Another version has other fields, and is said before one of them is missed.
+            version = _parse(int, values["version"])
+            if version != SPEC_VERSION:
+                raise ValueError(f"it has version {version}, and this autoreg reads {SPEC_VERSION}")
+            spec: ModelSpec = _parse(cls, values)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ModelError(f"the model's spec is not valid ({error!r}); export the model again") from error
         return spec

@@ -107,12 +107,14 @@ def test_t6_a_cell_sees_its_past_and_what_h_looks_around(
     network = Network(variant_config(variant, attention=attention)).double().eval()
     for parameter in network.parameters():  # positive: nothing dies and nothing cancels
         torch.nn.init.uniform_(parameter, 0.05, 0.2)
-    image = torch.rand(1, 2, 12, 16, dtype=torch.float64, requires_grad=True)
-    logits = network(image, ordering)
+    # One copy of the image for each cell, so that one backward pass gives the gradients of all cells apart.
+    images = torch.rand(1, 2, 12, 16, dtype=torch.float64).repeat(48, 1, 1, 1).requires_grad_()
+    logits = network(images, ordering).unflatten(0, (6, 8))
     rank = ordering.rank(6, 8)
-    for row, col in itertools.product(range(6), range(8)):
-        (gradient,) = torch.autograd.grad(logits[0, :, row, col].sum(), image, retain_graph=True)
-        seen = (gradient[0] != 0).any(dim=0)
+    pixels = list(itertools.product(range(6), range(8)))
+    (gradients,) = torch.autograd.grad(sum(logits[row, col, :, row, col].sum() for row, col in pixels), images)
+    for (row, col), gradient in zip(pixels, gradients, strict=True):
+        seen = (gradient != 0).any(dim=0)
         past = (rank <= rank[row, col]).double()[None, None].repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         allowed = torch.nn.functional.max_pool2d(past, 2 * reach + 1, stride=1, padding=reach)[0, 0] > 0
         assert not (seen & ~allowed).any()
@@ -192,6 +194,7 @@ def test_dense_sift_describes_an_edge_by_its_direction() -> None:
         ({"unmasked": 1, "attention": True}, "this network has none"),
         ({"dropout": 1.0}, "dropout of 1.0"),
         ({"aux_classes": 1}, "1 auxiliary clusters"),
+        ({"aux_classes": 8, "aux_decoders": 0}, "0 auxiliary decoders"),
     ],
 )
 def test_a_wrong_config_is_refused(wrong: dict[str, object], message: str) -> None:

@@ -65,12 +65,13 @@ def test_logistic_regression_reproduces_linear_clusters() -> None:
     assert (found == truth).float().mean() > 0.99
 
 
-def test_the_decoder_says_the_groups() -> None:
+@pytest.mark.parametrize("decoders", [1, 3])
+def test_the_decoder_says_the_groups(decoders: int) -> None:
     """A network whose features are the pixels: six colours, which lie in two regions of three colours each."""
-    network = Network(NetworkConfig(6, 2, 6, (), 1, extractor="pixels", aux_classes=6))
-    assert network.auxiliary is not None
+    network = Network(NetworkConfig(6, 2, 6, (), 1, extractor="pixels", aux_classes=6, aux_decoders=decoders))
     with torch.no_grad():
-        network.auxiliary.weight.copy_(20 * torch.eye(6)[:, :, None, None])
+        for decoder in network.aux_decoders:
+            decoder.weight.copy_(20 * torch.eye(6)[torch.randperm(6)][:, :, None, None])
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 3, (8, 2, 32, 32))
     regions = (np.arange(32) >= 20).astype(int)[None, None, :, None]

@@ -158,11 +158,11 @@ def test_views_equal_each_image_alone_under_its_ordering_in_value_and_gradient(
 
 def test_a_calibrated_decoder_starts_with_balanced_logits() -> None:
     torch.manual_seed(0)
-    network = Network(NetworkConfig(3, 6, 16, (16, 16, 16), 2, aux_classes=12)).train()
+    network = Network(NetworkConfig(3, 6, 16, (16, 16, 16), 2, aux_classes=12, aux_decoders=2)).train()
     images = torch.rand(8, 3, 32, 32)
     calibrate_network(network, images, RASTER_ORDERINGS)
-    assert network.auxiliary
-    for decoder in (network.decoder, network.auxiliary):
+    assert len(network.aux_decoders) == 2
+    for decoder in (network.decoder, *network.aux_decoders):
         with torch.no_grad():
             encoded = network.encode(images)
             logits = torch.cat([decoder(network.features(encoded, ordering)) for ordering in RASTER_ORDERINGS])

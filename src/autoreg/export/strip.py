@@ -35,10 +35,10 @@ def strip(network: Network) -> DeployedNetwork:
     """A copy of ``network`` that computes ``network(x, None)`` in evaluation mode with plain layers only.
 
     Masked convolutions become plain ones with the same weights, batch norms are folded into the convolutions before them,
-    dropout and the auxiliary decoder go.
+    dropout and the auxiliary decoders go.
     """
     stripped = copy.deepcopy(network).eval()
-    stripped.auxiliary = None
+    stripped.auxiliary = nn.ModuleList()
     for module in list(stripped.modules()):
         if isinstance(module, NormalisedConv):
             module.conv = fuse_conv_bn_eval(module.conv, cast(nn.BatchNorm2d, module.norm))

@@ -12,7 +12,7 @@ EXTRACTORS = ("stem", "identity", "resnet18", "pixels", "sift", "custom")
 """What comes before the residual blocks; see ``NetworkConfig.extractor``."""
 
 # What a file may claim; far more than anyone trains.
-_MOST_BANDS, _MOST_BLOCKS, _MOST_CHANNELS, _LARGEST_KERNEL = 4096, 256, 2**16, 63
+_MOST_BANDS, _MOST_BLOCKS, _MOST_CHANNELS, _LARGEST_KERNEL, _MOST_DECODERS = 4096, 256, 2**16, 63, 16
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class NetworkConfig:
         attention: an attention block after the first masked block; then a label depends on the whole image.
         dropout: probability, after the first activation of each part of a residual block (Table 1f).
         embedding: channels of the output for representation learning, on which the decoder then works; 0 for none.
-        aux_classes: clusters of a second decoder that helps the training and is not deployed; 0 for none.
+        aux_classes: clusters of each auxiliary decoder, which helps the training and is not deployed; 0: there is none.
+        aux_decoders: how many of them there are, if any.
     """
 
     bands: int
@@ -50,6 +51,7 @@ class NetworkConfig:
     dropout: float = 0.0
     embedding: int = 0
     aux_classes: int = 0
+    aux_decoders: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.bands <= _MOST_BANDS:
@@ -86,6 +88,8 @@ class NetworkConfig:
                 f"an embedding of {self.embedding} channels and {self.aux_classes} auxiliary clusters were asked for, "
                 f"expected 0 or more, and 0 or 2 to 4096"
             )
+        if not 1 <= self.aux_decoders <= _MOST_DECODERS:
+            raise ConfigError(f"{self.aux_decoders} auxiliary decoders were asked for, expected 1 to {_MOST_DECODERS}")
 
     @property
     def masked(self) -> int:

@@ -22,7 +22,7 @@ class Network(nn.Module):
 
     Raw pixel values go in: the first operation is the normalisation (buffers ``mean`` and ``std``, one value per band). Then
     come the ``extractor`` (h, no masks), ``masked`` (g_ar: layers that take the ordering), an ``embedding`` where
-    representations are learned, and the ``decoder`` (d).
+    representations are learned, and the ``decoder`` (d), which has auxiliary ones beside it in training.
     """
 
     mean: Tensor
@@ -53,13 +53,21 @@ class Network(nn.Module):
         width = (config.stem_width, *config.widths)[-1]
         self.embedding = nn.Conv2d(width, config.embedding, 1) if config.embedding else nn.Identity()
         self.decoder = nn.Conv2d(config.feature_width, config.classes, 1)
-        self.auxiliary = nn.Conv2d(config.feature_width, config.aux_classes, 1) if config.aux_classes else None
+        self.auxiliary = nn.ModuleList(
+            nn.Conv2d(config.feature_width, config.aux_classes, 1)
+            for _ in range(config.aux_decoders if config.aux_classes else 0)
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(cast(Tensor, module.bias))
         if extractor is not None:
             self.extractor.insert(0, extractor)  # it keeps its weights
+
+    @property
+    def aux_decoders(self) -> list[nn.Conv2d]:
+        """The decoders that help the training."""
+        return [cast(nn.Conv2d, decoder) for decoder in self.auxiliary]
 
     def encode(self, image: Tensor) -> Tensor:
         """h: the part without masks, the same for every ordering. Raw (N, bands, H, W) to (N, C, h, w)."""

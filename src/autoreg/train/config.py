@@ -56,9 +56,10 @@ class TrainConfig:
         resolution: where the views are compared: in the ``cells`` of the feature map, or after its upsampling in all
             ``pixels``, as in the paper.
         entropy_weight: of the marginal entropies in the objective; 1 is the paper's eq. 12, IIC's public code has 1.5.
-        overclustering: an auxiliary decoder tells this many times ``classes`` clusters; 0: none.
-        merge: only the auxiliary decoder is trained, and its clusters are merged by their surroundings into ``classes``, of
-            any size (see ``train/merging.py``); if false, it only helps the training of those.
+        overclustering: auxiliary decoders tell this many times ``classes`` clusters; 0: there is none.
+        heads: how many of them there are. They start differently and find other clusters.
+        merge: only the auxiliary decoders are trained, and all their clusters are merged by their surroundings into
+            ``classes``, of any size (see ``train/merging.py``); if false, they only help the training of those.
         embedding: channels of the features that ``representation`` learns; the paper does not say.
         samples: cells per image that it compares, and that it compares them with.
         learning_rate: of Adam.
@@ -99,6 +100,7 @@ class TrainConfig:
     resolution: str = "cells"
     entropy_weight: float = 1.5
     overclustering: int = 8
+    heads: int = 3
     merge: bool = True
     embedding: int = 64
     samples: int = 256
@@ -138,6 +140,7 @@ class TrainConfig:
             ("crop_px", 16, 4096),
             ("displacement_px", 0, self.crop_px - 1),
             ("overclustering", 0, 4096 // self.classes),
+            ("heads", 1, 16),
             ("embedding", 1, 4096),
             ("samples", 1, 2**20),
             ("colour_jitter", 0, 0.5),
@@ -206,6 +209,7 @@ class TrainConfig:
             dropout=self.dropout,
             embedding=self.embedding if self.objective == "representation" else 0,
             aux_classes=self.overclustering * self.classes if self.objective in ("clustering", "deepcluster") else 0,
+            aux_decoders=self.heads if self.objective == "clustering" else 1,
         )
 
 

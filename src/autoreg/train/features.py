@@ -1,10 +1,15 @@
 """Features that clusters are fitted to after a training."""
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
 from autoreg.network.network import Network, valid_cells
 from autoreg.train.data import Batch
+
+_CROPS, _CELLS = 512, 2**15
+"""What is fitted to: so many crops, because crops that follow each other are from few places, and so many of their cells."""
 
 
 def unmasked_features(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -12,3 +17,13 @@ def unmasked_features(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     device = network.mean.device
     features = network.features(network.encode(torch.from_numpy(batch.images).to(device)), None)
     return features, valid_cells(torch.from_numpy(batch.valid).to(device), network.config.stride)
+
+
+def fitting_batches(batches: Iterable[Batch]) -> Iterator[tuple[Batch, int]]:
+    """The first of ``batches``, and how many cells of each to fit to; all together give some ten thousands."""
+    crops = 0
+    for batch in batches:
+        yield batch, max(_CELLS * len(batch.images) // _CROPS, 1)
+        crops += len(batch.images)
+        if crops >= _CROPS:
+            return

@@ -5,7 +5,6 @@ Whitening is linear, and the nearest of K centres is the largest of K linear fun
 """
 
 from collections.abc import Iterable
-from itertools import islice
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -15,10 +14,7 @@ from torch.nn import functional
 
 from autoreg.network.network import Network, evaluating
 from autoreg.train.data import Batch
-from autoreg.train.features import unmasked_features
-
-_FIT_BATCHES, _FIT_CELLS = 8, 2**15
-"""What K-means sees of the features of a whole network: so many cells of so many batches."""
+from autoreg.train.features import fitting_batches, unmasked_features
 
 _KEPT_VARIANCE, _MOST_COMPONENTS = 0.99, 64
 _RESTARTS, _ITERATIONS = 10, 100
@@ -126,10 +122,10 @@ def fit_clusters(network: Network, batches: Iterable[Batch], seed: int) -> None:
     rng = np.random.default_rng((seed, 2))
     parts = []
     with evaluating(network):
-        for batch in islice(batches, _FIT_BATCHES):
+        for batch, count in fitting_batches(batches):
             features, cells = unmasked_features(network, batch)
             found = features.movedim(1, -1)[cells].cpu()
-            parts.append(found[torch.from_numpy(rng.permutation(len(found))[: _FIT_CELLS // _FIT_BATCHES])])
+            parts.append(found[torch.from_numpy(rng.permutation(len(found))[:count])])
     fit_decoder(network.decoder, torch.cat(parts), seed)
 
 

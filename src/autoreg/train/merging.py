@@ -21,15 +21,12 @@ from torch.nn import functional
 
 from autoreg.network.network import Network, evaluating
 from autoreg.train.data import Batch
-from autoreg.train.features import unmasked_features
+from autoreg.train.features import fitting_batches, unmasked_features
 from autoreg.train.losses import joint_distribution
 from autoreg.train.status import LEAST_SHARE
 
 SURROUNDINGS_CELLS = 2
 """How far around a cell its surroundings reach."""
-
-_FIT_CROPS, _FIT_CELLS = 512, 2**15
-"""What the merging sees: so many crops, as crops that follow each other are from few places, and so many of their cells."""
 
 
 def merge_clusters(joint: Tensor, groups: int) -> NDArray[np.intp]:
@@ -70,29 +67,28 @@ def _distances(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @torch.no_grad()
 def fit_merged_decoder(network: Network, batches: Iterable[Batch]) -> None:
-    """Let the network's decoder say which group of the auxiliary decoder's clusters a cell belongs to.
+    """Let the network's decoder say which group of the auxiliary decoders' clusters a cell belongs to.
 
+    Clusters of all of them are merged together: where one decoder cuts a land cover in an odd way, the others outvote it.
     The decoder stays one 1 x 1 convolution: it is fitted to the groups by logistic regression on the features, which
     reproduces them but for a share of the cells below one percent.
 
     Args:
-        network: with an auxiliary decoder, in any mode; clusters and features are those of evaluation.
+        network: with auxiliary decoders, in any mode; clusters and features are those of evaluation.
         batches: of the training; the first ones are used.
     """
-    assert network.auxiliary is not None
-    joint, features, clusters, crops = torch.zeros(()), [], [], 0
+    decoders = network.aux_decoders
+    joint, features, clusters = torch.zeros(()), [], []
     with evaluating(network):
-        for batch in batches:
+        for batch, count in fitting_batches(batches):
             encoded, cells = unmasked_features(network, batch)
-            probs = network.auxiliary(encoded).softmax(dim=1)
+            # All of a cell's probabilities sum to one, like those of a single decoder.
+            probs = torch.cat([decoder(encoded).softmax(dim=1) for decoder in decoders], dim=1) / len(decoders)
             masked = probs * cells[:, None]
             joint = joint + joint_distribution(masked, masked, SURROUNDINGS_CELLS).cpu()
-            step = -(-cells[0].numel() * _FIT_CROPS // _FIT_CELLS)
+            step = -(-cells.numel() // count)
             features.append(encoded.movedim(1, -1)[cells][::step].float().cpu())
             clusters.append(probs.movedim(1, -1)[cells][::step].float().cpu())
-            crops += len(cells)
-            if crops >= _FIT_CROPS:
-                break
     groups = torch.from_numpy(merge_clusters(joint, network.decoder.out_channels))
     merged = functional.one_hot(groups, network.decoder.out_channels).float()
     fit_linear(network.decoder, torch.cat(features), torch.cat(clusters) @ merged)

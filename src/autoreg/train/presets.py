@@ -5,6 +5,7 @@ from typing import Any
 _WITHOUT_RECIPE: dict[str, Any] = {
     "resolution": "pixels",
     "overclustering": 0,
+    "heads": 1,
     "merge": False,
     "flip": False,
     "rotate": False,

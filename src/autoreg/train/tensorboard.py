@@ -78,7 +78,7 @@ def draw_samples(network: Network, status: Status) -> Picture:
     assert status.samples is not None
     clusters = len(status.usage)
     # Where clusters are merged in the end, the decoder means nothing until then.
-    decoder = network.decoder if clusters == network.config.classes else network.auxiliary
+    decoder = network.decoder if clusters == network.config.classes else network.aux_decoders[0]
     seen = examine(network, status.samples, orderings=(), decoder=decoder)
     crops = stretch(status.samples.numpy(), status.bands, seen.valid)
     rows = [crops, paint(seen.labels, class_colours(clusters))]

@@ -141,7 +141,7 @@ def calibrate_network(network: Network, images: Tensor, orderings: Sequence[Orde
     encoded = network.encode(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    decoders = [decoder for decoder in (network.decoder, network.auxiliary) if decoder is not None]
+    decoders = [network.decoder, *network.aux_decoders]
     # Not all features at once: those of eight orderings may need more memory than a training step.
     each = (network.features(encoded, ordering) for ordering in orderings or (None,))
     parts = [[decoder(features) for decoder in decoders] for features in each]

@@ -1,6 +1,6 @@
 """Autoregressive clustering, AC (paper, section 3.2, eq. 12); without orderings and with transforms it is IIC."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,9 @@ from autoreg.train.objectives.views import Views
 class Clustering(Objective):
     """Mutual information between the clusters of two views.
 
-    With ``config.merge`` it is that of the auxiliary decoder's many clusters, which are merged into those of the decoder.
-    Otherwise it is that of the decoder's clusters, and where there is an auxiliary decoder, the sum over both.
+    With ``config.merge`` it is that of the auxiliary decoders' many clusters, which are merged into those of the decoder.
+    Otherwise it is that of the decoder's clusters, to which that of auxiliary decoders is added. Of several of these it is
+    the mean.
     """
 
     parallel = True
@@ -41,18 +42,23 @@ class Clustering(Objective):
         cells = self._config.resolution == "cells"
         valid = valid_cells(step.valid, network.config.stride) if cells else step.valid
         mask = None if valid.all() else valid[:, None].to(features_y)
-        objective, trained = features_y.new_zeros((), dtype=torch.float64), None
-        for decoder in (self.trained_decoder(network), None if self._config.merge else network.auxiliary):
-            if decoder is not None:
-                gained = self._information(decoder, features_y, features_z, network.config.stride, mask)
-                trained = trained or gained
-                objective = objective + gained.objective(self._config.entropy_weight)
-        assert trained is not None
-        return Gain(objective, trained.value, torch.stack([trained.entropy_y, trained.entropy_z]))
+
+        def gain(decoders: Sequence[nn.Module]) -> Gain:
+            each = [self._information(decoder, features_y, features_z, network.config.stride, mask) for decoder in decoders]
+            parts = [(one.objective(self._config.entropy_weight), one.value, one.entropy_y, one.entropy_z) for one in each]
+            objective, value, *entropies = (torch.stack(part).mean() for part in zip(*parts, strict=True))
+            return Gain(objective, value, torch.stack(entropies))
+
+        if self._config.merge:
+            return gain(network.aux_decoders)
+        own = gain([network.decoder])
+        if not network.auxiliary:
+            return own
+        return own._replace(objective=own.objective + gain(network.aux_decoders).objective)
 
     def trained_decoder(self, network: Network) -> nn.Conv2d | None:
-        """The auxiliary decoder if its clusters are merged, else the decoder itself."""
-        return network.auxiliary if self._config.merge else network.decoder
+        """The first auxiliary decoder if their clusters are merged, else the decoder itself."""
+        return network.aux_decoders[0] if self._config.merge else network.decoder
 
     def fit_decoder(self, network: Network, batches: Iterable[Batch], seed: int) -> None:  # noqa: ARG002
         """Merge the trained clusters (see ``train/merging.py``)."""

@@ -40,8 +40,8 @@ class DeepCluster(Objective):
         with torch.no_grad():
             answers = self.assignment(self._remember(step.images)).argmax(dim=1)
             answers[~valid_cells(step.valid, network.config.stride)] = -100  # what cross_entropy leaves out
-        assert network.auxiliary is not None
-        told = network.auxiliary(network.features(network.encode(step.images), None))
+        (decoder,) = network.aux_decoders
+        told = decoder(network.features(network.encode(step.images), None))
         loss = nn.functional.cross_entropy(told.float(), answers, weight=self.get_buffer("weight"))
         gained = math.log(told.shape[1]) - loss
         return Gain(gained, gained)
@@ -58,9 +58,9 @@ class DeepCluster(Objective):
         labels = fit_decoder(self.assignment, features, self._seed)
         counts = labels.bincount(minlength=self.assignment.out_channels).clamp_min(1)
         self.get_buffer("weight").copy_(counts.sum() / counts / len(counts))
-        assert network.auxiliary is not None
-        assert network.auxiliary.bias is not None
-        fresh = torch.empty(network.auxiliary.weight.shape)
+        (decoder,) = network.aux_decoders
+        assert decoder.bias is not None
+        fresh = torch.empty(decoder.weight.shape)
         nn.init.xavier_uniform_(fresh, generator=torch.Generator().manual_seed(step.number))
-        network.auxiliary.weight.copy_(fresh)
-        network.auxiliary.bias.zero_()
+        decoder.weight.copy_(fresh)
+        decoder.bias.zero_()
