@@ -1,8 +1,12 @@
 """Merging of trained clusters by their surroundings."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
+from scipy.special import entr
 from torch import nn
 
 from autoreg.network.config import NetworkConfig
@@ -36,6 +40,29 @@ def test_the_order_of_the_clusters_does_not_matter() -> None:
     assert merge_clusters(joint[order][:, order], 3).tolist() == expected.tolist()
 
 
+def test_the_pair_is_merged_that_leaves_the_most_information() -> None:
+    """Against the definition, I / H^(1/2) of all pairings, down to two groups."""
+    joint = np.random.default_rng(0).random((7, 7)) ** 4
+    joint = (joint + joint.T) / (2 * joint.sum())
+
+    def gain(members: list[tuple[int, ...]]) -> float:
+        merged = np.array([[joint[np.ix_(one, other)].sum() for other in members] for one in members])
+        entropy = float(entr(merged.sum(axis=1)).sum())
+        return (2 * entropy - float(entr(merged).sum())) / math.sqrt(entropy)
+
+    expected: list[tuple[int, ...]] = [(index,) for index in range(7)]
+    while len(expected) > 2:
+        mergings = [
+            [*(item for item in expected if item not in pair), pair[0] + pair[1]]
+            for pair in itertools.combinations(expected, 2)
+        ]
+        expected = max(mergings, key=gain)
+        found = merge_clusters(torch.from_numpy(joint), len(expected))
+        assert {frozenset(item) for item in expected} == {
+            frozenset(np.flatnonzero(found == group).tolist()) for group in range(len(expected))
+        }
+
+
 @pytest.mark.parametrize("ghost", [0.0, 1e-4])
 def test_a_cluster_that_is_hardly_used_makes_no_group(ghost: float) -> None:
     joint = torch.zeros(7, 7)
@@ -43,7 +70,7 @@ def test_a_cluster_that_is_hardly_used_makes_no_group(ghost: float) -> None:
     joint[6, 5] = ghost
     found = merge_clusters(joint, 3).tolist()
     assert found[:6] == [0, 0, 0, 1, 1, 2]
-    assert ghost == 0 or found[6] == 2, "it joins whatever it is most like"
+    assert ghost == 0 or found[6] == 2, "it joins what it meets most"
 
 
 def test_there_are_as_many_groups_as_asked_for_even_if_fewer_clusters_are_used() -> None:

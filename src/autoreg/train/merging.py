@@ -1,11 +1,11 @@
 """Merge many trained clusters into the few that were asked for.
 
 Mutual information wants all clusters equally large, and land covers are not: with as many clusters as classes, a large
-class is cut in two and small ones share a cluster. So more clusters are trained, several times as many, and those that mean
-the same are merged. Two clusters mean the same if they have the same surroundings: cluster a is described by how often each
-cluster occurs within some cells of it, a row of the joint distribution that the training itself maximises the information
-of, and the distance between two of them is the Jensen-Shannon distance of their rows. Average linkage then merges the
-nearest ones; unlike Ward's it does not prefer groups of equal size.
+class is cut in two and small ones share a cluster. So more clusters are trained, several times as many, and then merged two
+by two, as in the agglomerative information bottleneck (Slonim and Tishby, NIPS 1999). What the groups are to tell is their
+surroundings: I is the mutual information of a cell's group and the groups within some cells of it, from the joint
+distribution that the training uses too. It is divided by the root of the groups' entropy H. I alone would make groups of
+equal size again, and I / H, how much of a group its surroundings explain, one of nearly everything.
 """
 
 from collections.abc import Iterable
@@ -14,8 +14,7 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import jensenshannon, squareform
+from scipy.special import entr
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,31 +37,62 @@ def merge_clusters(joint: Tensor, groups: int) -> NDArray[np.intp]:
 
     Returns:
         The group of each cluster, (A,), from 0; the larger a group, the smaller its number. Clusters with less than a tenth
-        of an equal share say nothing of their own and join the nearest of the others.
+        of an equal share make no group of their own and join the one that they meet most.
     """
     meetings = joint.double().cpu().numpy()
-    meetings = meetings + meetings.T
-    shares = meetings.sum(axis=1) / max(meetings.sum(), np.finfo(np.float64).tiny)
+    meetings = (meetings + meetings.T) / max(2 * meetings.sum(), np.finfo(np.float64).tiny)
+    shares = meetings.sum(axis=1)
     order = np.argsort(-shares, kind="stable")
-    used = order[: max(groups, int((shares >= LEAST_SHARE / len(shares)).sum()))]
-    rows = meetings / np.maximum(meetings.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    distances = _distances(rows)
-    tree = linkage(squareform(distances[np.ix_(used, used)], checks=False), "average")
+    used, unused = np.split(order, [max(groups, int((shares >= LEAST_SHARE / len(shares)).sum()))])
+    members = _agglomerate(meetings[np.ix_(used, used)], groups)
     found = np.empty(len(shares), np.intp)
-    found[used] = fcluster(tree, groups, "maxclust") - 1
-    unused = order[len(used) :]
-    found[unused] = found[used[distances[np.ix_(unused, used)].argmin(axis=1)]]
+    for group, indexes in enumerate(members):
+        found[used[indexes]] = group
+    found[unused] = np.stack([meetings[np.ix_(unused, used[indexes])].sum(axis=1) for indexes in members]).argmax(axis=0)
     sizes = np.bincount(found, weights=shares, minlength=groups)
     numbers = np.empty(groups, np.intp)
     numbers[np.argsort(-sizes, kind="stable")] = np.arange(groups)
     return numbers[found]
 
 
-def _distances(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Jensen-Shannon distances between all pairs of distributions, (A, A); an empty row is far from all others."""
-    with np.errstate(invalid="ignore"):
-        distances = np.stack([jensenshannon(rows, row[None], axis=1) for row in rows])
-    return cast(NDArray[np.float64], np.nan_to_num(distances, nan=1.0))
+def _agglomerate(joint: NDArray[np.float64], groups: int) -> list[list[int]]:
+    """Merge rows and columns of a symmetric joint distribution two by two, always those that leave the highest I / H^(1/2).
+
+    Cubic in the number of clusters: what merging would do is held for all pairs, and brought up to date after each merging.
+    """
+
+    def changes(index: int) -> NDArray[np.float64]:
+        """For each pair with this cluster, entropy terms: of the merged row, to correct its corner, of the share."""
+        row, own, shares = joint[index], np.diag(joint), joint.sum(axis=1)
+        merged = _terms(row + joint).sum(axis=1)
+        corner = _terms(own[index] + own + 2 * row) - 2 * (_terms(own[index] + row) + _terms(own + row))
+        before = _terms(own[index : index + 1]) + _terms(own) + 2 * _terms(row)
+        return np.stack([merged, corner + before, _terms(shares[index] + shares)])
+
+    members = [[index] for index in range(len(joint))]
+    pairs = np.stack([changes(index) for index in range(len(joint))], axis=1)
+    while len(members) > groups:
+        merged, corner, union = pairs
+        rows, one = _terms(joint).sum(axis=1), _terms(joint.sum(axis=1))
+        joint_entropy = rows.sum() - 2 * (rows[:, None] + rows) + 2 * merged + corner
+        entropy = one.sum() - one[:, None] - one + union
+        left = (2 * entropy - joint_entropy) / np.sqrt(np.maximum(entropy, np.finfo(np.float64).tiny))
+        np.fill_diagonal(left, -np.inf)
+        kept, gone = sorted(int(index) for index in np.unravel_index(left.argmax(), left.shape))
+        members[kept] += members.pop(gone)
+        for column, sign in ((joint[:, kept], -1), (joint[:, gone], -1), (joint[:, kept] + joint[:, gone], 1)):
+            merged += sign * _terms(column[:, None] + column)
+        joint[:, kept] += joint[:, gone]
+        joint[kept] += joint[gone]
+        joint = np.delete(np.delete(joint, gone, axis=0), gone, axis=1)
+        pairs = np.delete(np.delete(pairs, gone, axis=1), gone, axis=2)
+        pairs[:, kept] = pairs[:, :, kept] = changes(kept)
+    return members
+
+
+def _terms(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """-p log p of each; that of 0 is 0."""
+    return cast(NDArray[np.float64], entr(np.maximum(probabilities, 0.0)))
 
 
 @torch.no_grad()
