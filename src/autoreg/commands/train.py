@@ -22,7 +22,7 @@ _device = click.option("--device", help="auto, cpu or cuda.  [default: auto]")
 _config = click.option("-c", "--config", "config_path", type=PATH, help="Settings in TOML; options given here win over it.")
 _classes = click.option("-k", "--classes", type=int, help="Number of clusters.  [default: 6]")
 _size = click.option("--size", help="tiny, small, base or paper.  [default: small]")
-_steps = click.option("--steps", type=int, help="Updates of the weights in all.  [default: 1000]")
+_steps = click.option("--steps", type=int, help="Updates of the weights in all.  [default: 500]")
 _checkpoint_steps = click.option(
     "--checkpoint-steps", type=int, help="Steps between two saves; 0: at the end only.  [default: 100]"
 )

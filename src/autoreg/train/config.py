@@ -44,7 +44,7 @@ class TrainConfig:
         sampling: how a step chooses from them, ``random``, ``no_rep`` or ``hard`` (Table 1d).
         crossed: two orderings for each view, crossed; if false, one each and a symmetrised loss, as in the paper, which
             rewards a network that tells the orderings apart (see ``train/views.py``).
-        steps: updates of the weights in all; 0 for a network that stays as it is.
+        steps: updates of the weights in all; 0 for a network that stays as it is. With more, clusters turn to detail.
         batch_size: crops per step; a multiple of 4 where orderings are crossed.
         crop_px: side of a crop; a multiple of the stride.
         normalisation: ``global``: each raster is normalised with the mean and deviation of all; ``scene``: with its own, in
@@ -91,7 +91,7 @@ class TrainConfig:
     orderings: tuple[str, ...] = ("raster",)
     sampling: str = "no_rep"
     crossed: bool = True
-    steps: int = 1000
+    steps: int = 500
     batch_size: int = 16
     crop_px: int = 128
     normalisation: str = "global"
