@@ -12,8 +12,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/autoreg demo demo --overwrite
 
+# One thread each (tests/conftest.py). Work is stolen from the end, so that the tests of a file mostly share its fixtures.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)

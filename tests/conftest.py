@@ -1,5 +1,7 @@
 """Fixtures: small, seeded, built in code."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,13 @@ from autoreg.network.network import Network
 from autoreg.network.orderings import RASTER_ORDERINGS
 from autoreg.raster.reader import georeference_optional
 from autoreg.runtime.engine import Engine, load_engine
-from autoreg.train import TrainConfig, train_network
+from autoreg.train import TrainConfig, features, train_network
 from autoreg.train.views import calibrate_network
+
+# Here and in the processes that tests start. Networks of this size are slower on two threads than on one, much slower where
+# another process wants the second core; and with another number of threads, a training gives slightly other weights.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 # Machines are shared: no example is too slow. The same examples each time: a red test is red for everybody.
 settings.register_profile("autoreg", deadline=None, derandomize=True)
@@ -79,6 +86,22 @@ def noise(bands: int, height: int, width: int, seed: int = 0) -> NDArray[np.uint
     return (coarse[:, :height, :width] + rng.integers(0, 56, (bands, height, width))).astype(np.uint8)
 
 
+def shorten_fits(patch: pytest.MonkeyPatch) -> None:
+    """Let trainings of this process find their clusters by an eighth of the cells, plenty for networks of this size.
+
+    Most tests that train do so for a few steps, and finding the clusters would take longer than these.
+    """
+    patch.setattr(features, "_CROPS", 64)
+    patch.setattr(features, "_CELLS", 2**12)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_fits() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_fits(patch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("scenes")
@@ -106,10 +129,17 @@ def model(checkpoint: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="session", params=[2, 4], ids=["stride2", "stride4"])
-def random_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+@pytest.fixture(scope="session")
+def random_engines(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Engine]:
     """An untrained two-band model of each stride."""
     folder = tmp_path_factory.mktemp("random")
-    checkpoint = save_random_checkpoint(folder / "checkpoint.pt", stride=request.param)
-    export_onnx(checkpoint, folder / "model.onnx")
-    return load_engine(folder / "model.onnx")
+    for stride in (2, 4):
+        checkpoint = save_random_checkpoint(folder / f"{stride}.pt", stride=stride)
+        export_onnx(checkpoint, folder / f"{stride}.onnx")
+    return {stride: load_engine(folder / f"{stride}.onnx") for stride in (2, 4)}
+
+
+# Not itself of the session: pytest would sort the tests by its parameters, and make the fixtures of modules anew for each.
+@pytest.fixture(params=[2, 4], ids=["stride2", "stride4"])
+def random_engine(request: pytest.FixtureRequest, random_engines: dict[int, Engine]) -> Engine:
+    return random_engines[request.param]

@@ -21,11 +21,13 @@ from autoreg.evaluation import pair_files, split_pairs
 from autoreg.network.checkpoint import load_checkpoint
 from autoreg.spec import ModelSpec
 from conftest import noise, save_raster
+from forks import autoreg
 
 AUTOREG = [sys.executable, "-c", "from autoreg.cli import main; main()"]
 
 
-def autoreg(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def fresh_autoreg(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """As ``autoreg``, but in a process that imports what it needs by itself."""
     command = [*AUTOREG, *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=300)
 
@@ -40,13 +42,13 @@ def refused(result: subprocess.CompletedProcess[str], message: str, status: int 
 
 def test_the_default_names_chain(scenes: list[Path], tmp_path: Path) -> None:
     (tmp_path / "train.toml").write_text('size = "tiny"\nsteps = 25\nbatch_size = 4\ncrop_px = 32\nlearning_rate = 2e-3\n')
-    trained = autoreg("train", *scenes, "-c", "train.toml", "-k", 4, cwd=tmp_path)
+    trained = fresh_autoreg("train", *scenes, "-c", "train.toml", "-k", 4, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "next: autoreg export checkpoint.pt" in trained.stdout
-    exported = autoreg("export", "--fp16", cwd=tmp_path)
+    exported = fresh_autoreg("export", "--fp16", cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
     assert "next: autoreg segment -m model.onnx" in exported.stdout
-    segmented = autoreg("segment", *scenes, cwd=tmp_path)
+    segmented = fresh_autoreg("segment", *scenes, cwd=tmp_path)
     assert segmented.returncode == 0, segmented.stderr
     assert segmented.stdout.split() == ["out/0.tif", "out/1.tif"]
     assert "MPx/s" in segmented.stderr
@@ -54,7 +56,7 @@ def test_the_default_names_chain(scenes: list[Path], tmp_path: Path) -> None:
     truth.mkdir()
     for index, scene in enumerate(scenes):
         (truth / f"{index}.tif").write_bytes(scene.with_name(f"truth{index}.tif").read_bytes())
-    evaluated = autoreg("evaluate", "out", "truth", "--json", cwd=tmp_path)
+    evaluated = fresh_autoreg("evaluate", "out", "truth", "--json", cwd=tmp_path)
     result = json.loads(evaluated.stdout)
     assert 0.2 < result["accuracy"] <= 1
     assert result["pixels"] > 30_000

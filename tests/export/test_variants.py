@@ -21,8 +21,8 @@ from autoreg.train import BASELINES, TrainConfig, load_config, train_network
 SETTINGS: dict[str, Any] = {
     "classes": 4,
     "size": "tiny",
-    "steps": 12,
-    "batch_size": 8,
+    "steps": 4,
+    "batch_size": 4,
     "crop_px": 32,
     "displacement_px": 2,
     "learning_rate": 1e-3,

@@ -25,7 +25,8 @@ from autoreg.naming import match_to_model, match_to_truth, read_legend, write_cl
 from autoreg.raster.palette import unnamed_classes
 from autoreg.spec import METADATA_KEY, MapClass, ModelSpec
 from conftest import save_raster
-from test_cli import AUTOREG, autoreg, refused
+from forks import autoreg
+from test_cli import AUTOREG, refused
 
 GREY = np.arange(0, 200, 40)  # 0, 40, 80, 120, 160
 

@@ -28,11 +28,11 @@ def reach(ordering: Ordering, shape: tuple[int, int], kernel_size: int, layers: 
     a stack of masked convolutions with positive weights."""
     pixels = shape[0] * shape[1]
     signal = torch.eye(pixels, dtype=torch.float64).reshape(pixels, 1, *shape)
-    for _ in range(layers):
-        conv = MaskedConv2d(1, 1, kernel_size, masking=masking).double()
-        torch.nn.init.constant_(conv.weight, 1.0)
-        torch.nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        with torch.no_grad():
+    conv = MaskedConv2d(1, 1, kernel_size, masking=masking).double()
+    torch.nn.init.constant_(conv.weight, 1.0)
+    torch.nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for _ in range(layers):
             signal = conv(signal, ordering)
     return (signal.reshape(pixels, pixels) > 0).T.reshape(pixels, *shape)
 
@@ -172,7 +172,7 @@ def test_t2_the_receptive_field_has_its_closed_form(
     ordering: Ordering, shape: tuple[int, int], kernel_size: int, layers: int
 ) -> None:
     radius = kernel_size // 2
-    seen = reach(ordering, shape, kernel_size, layers)
+    seen = reach(ordering, shape, kernel_size, layers).numpy()
     pixels = list(itertools.product(range(shape[0]), range(shape[1])))
     for index, pixel in enumerate(pixels):
         here = naive.canonical(ordering, *shape, pixel)

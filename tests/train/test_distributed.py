@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from autoreg.train.distributed import average_gradients, join_ranks, rank, share
 from autoreg.train.objectives import Step, make_objective
 from autoreg.train.shared_norm import SharedBatchNorm2d, share_norms
 from autoreg.train.views import CROSSED, calibrate_network
-from conftest import noise
+from conftest import noise, shorten_fits
+from forks import FORKS
 
 RANKS = 2
 SHORT = TrainConfig(classes=5, size="tiny", steps=6, batch_size=4, crop_px=32, displacement_px=2, device="cpu")
@@ -49,8 +49,7 @@ def run_ranks(work: Callable[..., None], *arguments: Any) -> list[int | None]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = get_context("spawn")
-    processes = [context.Process(target=_enter, args=(number, port, work, arguments)) for number in range(RANKS)]
+    processes = [FORKS.Process(target=_enter, args=(number, port, work, arguments)) for number in range(RANKS)]
     for process in processes:
         process.start()
     for process in processes:
@@ -61,8 +60,8 @@ def run_ranks(work: Callable[..., None], *arguments: Any) -> list[int | None]:
 def _enter(number: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     here = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in here.items()})
-    torch.set_num_threads(1)
-    with join_ranks():
+    with pytest.MonkeyPatch.context() as patch, join_ranks():
+        shorten_fits(patch)
         work(*arguments)
 
 
@@ -109,8 +108,7 @@ def test_torchrun_trains_what_one_process_trains_with_twice_the_batch(scenes: li
     )
     words = ["-m", "autoreg", "train", *map(str, scenes), "-c", "train.toml", "-k", "5", "-o", "two.pt", "--device", "cpu"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     # One of them reports.
     assert done.stdout.count("two.pt: step 6 of 6") == 1

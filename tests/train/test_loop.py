@@ -16,7 +16,7 @@ SHORT = TrainConfig(classes=5, size="tiny", steps=8, batch_size=4, crop_px=32, d
 
 def test_it_learns(scenes: list[Path], tmp_path: Path) -> None:
     seen: list[Status] = []
-    config = dataclasses.replace(SHORT, steps=60, learning_rate=1e-3)
+    config = dataclasses.replace(SHORT, steps=60, batch_size=8, learning_rate=3e-3)
     train_network(scenes, tmp_path / "c.pt", config, progress=seen.append)
     values = [status.mutual_information for status in seen]
     assert [status.step for status in seen] == list(range(1, 61))

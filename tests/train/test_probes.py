@@ -38,7 +38,8 @@ def test_a_network_scores_as_its_exported_model(checkpoint: Path, model: Path, p
 def test_a_probe_with_labels_beats_the_clusters(
     kind: str, on: str, checkpoint: Path, pairs: list[tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probes, "_STEPS", 100)
+    for name, value in (("_MOST_PIXELS", 4000), ("_BATCH", 1024), ("_STEPS", 100)):
+        monkeypatch.setattr(probes, name, value)
     network = load_checkpoint(checkpoint).build_network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     bands = ("a", "b", "c", "d")

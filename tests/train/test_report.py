@@ -4,8 +4,6 @@ import dataclasses
 import math
 import re
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from itertools import combinations, count
@@ -27,6 +25,7 @@ from autoreg.train.recording import record_training
 from autoreg.train.report import report_path, write_report
 from autoreg.train.samples import examine
 from conftest import SHORT, noise, save_raster
+from forks import autoreg
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -279,11 +278,10 @@ def test_a_long_training_is_thinned_out() -> None:
 
 
 def test_the_command_makes_it_anew(trained: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from autoreg.cli import main; main()", "report", str(trained)]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    refused = autoreg("report", trained)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "exists; use --overwrite" in refused.stderr
-    made = subprocess.run([*command, "-o", str(tmp_path / "page.html")], capture_output=True, text=True, check=False)
+    made = autoreg("report", trained, "-o", tmp_path / "page.html")
     assert made.stdout == f"{tmp_path / 'page.html'}\n", made.stderr
     assert read(tmp_path / "page.html").figures == read(report_path(trained)).figures
 

@@ -19,6 +19,7 @@ from autoreg.errors import CheckpointError, OutputError
 from autoreg.export import export_onnx
 from autoreg.network.checkpoint import load_checkpoint
 from autoreg.train import Status, resume_training, train_network
+from forks import autoreg
 
 SHORT = dataclasses.replace(conftest.SHORT, classes=5, steps=8, checkpoint_steps=2)
 MERGED = dataclasses.replace(SHORT, merge=True, overclustering=2)
@@ -116,10 +117,11 @@ def test_a_killed_training_goes_on_to_the_weights_of_one_that_was_not(scenes: li
     assert load_checkpoint(path).loop["step"] in range(5, 30)
     path.with_name(".c.0123abcd.part.pt").write_text("half")  # should it not have been killed in the midst of a save
 
-    done = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    done = autoreg("train", *scenes, "-o", path, "--checkpoint-steps", 1, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.glob(".*"))
-    train_network(scenes, whole, dataclasses.replace(MERGED, steps=30, checkpoint_steps=1, dropout=0.1))
+    done = autoreg("train", *scenes, "-o", whole, "--checkpoint-steps", 1, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert same_weights(whole, path)
     assert same_weights(tmp_path / "whole.best.pt", tmp_path / "c.best.pt")
     states = [load_checkpoint(file).loop["optimizer"]["state"] for file in (whole, path)]
