@@ -15,8 +15,8 @@ from autoreg.evaluation import Evaluation, match_clusters, mean_and_deviation, s
 from autoreg.network.checkpoint import load_checkpoint
 from autoreg.network.network import Network
 from autoreg.train.config import TrainConfig, load_config
-from autoreg.train.loop import train_network
 from autoreg.train.scoring import TorchEngine, confusion_of_network
+from autoreg.train.start import train_network
 from autoreg.train.status import Status
 
 SELECTIONS = ("final", "best_by_loss", "best_by_accuracy")
