@@ -55,8 +55,7 @@ def training_table() -> str:
         f"| attention under an ordering on {attention['shape']['tokens']} pixels, against a dense mask | "
         f"{attention['times_faster']} x faster, {attention['times_less_extra_memory']} x less memory |",
         "| a step with the loss and the mask as they are written down: naive loss, dense mask "
-        f"| {naive['naive_loss']['ratio']} x, "
-        f"{naive['dense_mask']['ratio']} x |",
+        f"| {naive['naive_loss']['ratio']} x, {naive['dense_mask']['ratio']} x |",
         *(
             f"| {name} | {options[option]['ratio']} x the time, {options[option]['peak_mib']} instead of "
             f"{options['plain']['peak_mib']} MiB |"
