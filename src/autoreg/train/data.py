@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoreg.errors import RasterError
+from autoreg.raster.background import in_background
 from autoreg.raster.handles import Handles
-from autoreg.raster.read_ahead import read_ahead
 from autoreg.raster.reader import Pixels, Valid
 from autoreg.raster.statistics import Rescaling, match_scene
 from autoreg.raster.window import Window
@@ -86,7 +86,7 @@ def read_batches(
     positions = range(batch_size) if part is None else part
     with Handles(scenes.open) as handles:
         cutter = _Cutter(scenes, handles, crop_px, seed, fill, scene_std)
-        turns = read_ahead(cutter.cut, _turns(positions, start), depth=TURNS_AHEAD, threads=THREADS)
+        turns = in_background(cutter.cut, _turns(positions, start), depth=TURNS_AHEAD, threads=THREADS)
         held: dict[int, _Turn] = {}
 
         def assemble(number: int) -> Batch:
@@ -101,7 +101,7 @@ def read_batches(
                     images[slot][:, ~valid[slot]] = np.asarray(fill, np.float32)[:, None]
             return Batch(images, valid)
 
-        batches = read_ahead(assemble, count(start), depth=BATCHES_AHEAD)
+        batches = in_background(assemble, count(start), depth=BATCHES_AHEAD)
         with closing(turns), closing(batches):
             for _, batch in batches:
                 yield batch

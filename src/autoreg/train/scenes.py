@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoreg.errors import DamagedRasterError, RasterError
+from autoreg.raster.background import in_background
 from autoreg.raster.handles import Handles
-from autoreg.raster.read_ahead import read_ahead
 from autoreg.raster.reader import Pixels, RasterReader, Valid
 from autoreg.raster.statistics import Moments
 from autoreg.raster.tiling import round_up
@@ -188,7 +188,7 @@ def estimate_normalisation(scenes: Scenes) -> tuple[NDArray[np.float64], NDArray
         def measure(place: tuple[int, Window]) -> Moments:
             return Moments.of(*scenes.read(handles, *place))
 
-        with closing(read_ahead(measure, _even_superblocks(scenes), depth=2 * THREADS, threads=THREADS)) as measured:
+        with closing(in_background(measure, _even_superblocks(scenes), depth=2 * THREADS, threads=THREADS)) as measured:
             moments = sum((found for _, found in measured), start=Moments.none(bands))
     if moments.count == 0:
         damage = next(iter(scenes.skipped.values()), "expected imagery")

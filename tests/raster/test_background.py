@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from autoreg.raster.read_ahead import read_ahead
+from autoreg.raster.background import in_background
 
 
 def test_results_come_in_order_from_one_other_thread() -> None:
@@ -13,7 +13,7 @@ def test_results_come_in_order_from_one_other_thread() -> None:
         threads.add(threading.get_ident())
         return item * item
 
-    assert list(read_ahead(read, range(20), depth=3)) == [(item, item * item) for item in range(20)]
+    assert list(in_background(read, range(20), depth=3)) == [(item, item * item) for item in range(20)]
     assert len(threads) == 1
     assert threading.get_ident() not in threads
 
@@ -27,7 +27,7 @@ def test_more_threads_give_the_same_order() -> None:
         meet.wait(timeout=30)
         return item * item
 
-    assert list(read_ahead(read, range(21), depth=5, threads=3)) == [(item, item * item) for item in range(21)]
+    assert list(in_background(read, range(21), depth=5, threads=3)) == [(item, item * item) for item in range(21)]
     assert len(threads) == 3
 
 
@@ -39,14 +39,14 @@ def test_it_runs_no_further_ahead_than_its_depth() -> None:
             asked.append(item)
             yield item
 
-    results = read_ahead(lambda item: item, items(), depth=3)
+    results = in_background(lambda item: item, items(), depth=3)
     next(results)
     assert len(asked) == 4
     results.close()
 
 
 def test_an_error_appears_where_its_result_would() -> None:
-    results = read_ahead(lambda item: 1 // (2 - item), range(5), depth=4)
+    results = in_background(lambda item: 1 // (2 - item), range(5), depth=4)
     assert next(results) == (0, 0)
     assert next(results) == (1, 1)
     with pytest.raises(ZeroDivisionError):

@@ -9,19 +9,19 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def read_ahead(
-    read: Callable[[Item], Result], items: Iterable[Item], *, depth: int, threads: int = 1
+def in_background(
+    work: Callable[[Item], Result], items: Iterable[Item], *, depth: int, threads: int = 1
 ) -> Generator[tuple[Item, Result]]:
-    """Yield ``(item, read(item))`` in order, with up to ``depth`` reads done or under way ahead of the caller.
+    """Yield ``(item, work(item))`` in order, with up to ``depth`` of them done or under way ahead of the caller.
 
-    With one thread, ``read`` may own a handle that is not safe to share; with more, each thread needs its own. Errors
-    appear where the result would. When the caller stops early, the reads that have not begun are dropped.
+    With one thread, ``work`` may own a handle that is not safe to share; with more, each thread needs its own. Errors
+    appear where the result would. When the caller stops early, what has not begun is dropped.
     """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="autoreg-read")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="autoreg-background")
     pending: deque[tuple[Item, Future[Result]]] = deque()
     try:
         for item in items:
-            pending.append((item, pool.submit(read, item)))
+            pending.append((item, pool.submit(work, item)))
             if len(pending) > depth:
                 ready, future = pending.popleft()
                 yield ready, future.result()
