@@ -10,8 +10,11 @@ EXTRAS = {
     "onnxconverter_common": "train",
     "onnxruntime": "run",
     "onnxscript": "train",
+    "pyarrow": "vector",
+    "pyogrio": "vector",
     "rasterio": "run",
     "scipy": "run",
+    "shapely": "vector",
     "tensorboard": "tensorboard",
     "torch": "train",
 }
