@@ -72,9 +72,13 @@ class Blending:
         """From one tile to the next: half a tile, rounded down to the stride."""
         return max(self.tile_px // 2 // self.stride, 1) * self.stride
 
+    @property
+    def strip_px(self) -> int:
+        """Width of a strip, in pixels."""
+        return round_up(_STRIP_STEPS * self.step_px, round_up(CORE_PX, self.stride))
+
     def __iter__(self) -> Iterator[Area]:
-        core_px = round_up(CORE_PX, self.stride)
-        strip_px = round_up(_STRIP_STEPS * self.step_px, core_px)
+        core_px, strip_px = round_up(CORE_PX, self.stride), self.strip_px
         tile_height, tile_width = self.tile_shape
         for left in range(0, self.width, strip_px):
             cols = self._starts(self.width, tile_width, left - tile_width + 1, left + strip_px)

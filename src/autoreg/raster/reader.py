@@ -121,11 +121,16 @@ class RasterReader:
             place["rpcs"] = dataset.rpcs
         return place
 
-    def cache_bytes(self, rows: int) -> int:
-        """Bytes of GDAL's block cache that let windows of ``rows`` rows overlap without decoding a block twice."""
+    @property
+    def stores_rows(self) -> bool:
+        """Whether a block of the file is as wide as the raster."""
+        return self.block_shape[1] >= self.width
+
+    def cache_bytes(self, rows: int, cols: int) -> int:
+        """Bytes of GDAL's block cache that let windows of ``rows`` rows, along ``cols`` columns, share blocks."""
         block_height, block_width = self.block_shape
         cached_rows = (math.ceil(rows / block_height) + 1) * block_height
-        cached_cols = math.ceil(self.width / block_width) * block_width
+        cached_cols = (math.ceil(min(cols, self.width) / block_width) + 1) * block_width
         size = cached_rows * cached_cols * self._dataset.count * np.dtype(self.dtype).itemsize
         return int(min(size, _CACHE_LIMIT_BYTES))
 

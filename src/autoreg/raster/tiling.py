@@ -7,6 +7,10 @@ the stride. Where the raster really ends, there is no halo: the tile ends with i
 where it falls in the whole pass. For that the last tile of a row or column is moved inwards, so all tiles of a raster have
 one shape, and an engine never sees another.
 
+Tiles come in strips of columns, each from top to bottom, so that the blocks that a tile shares with those above it are few
+enough to be kept: then hardly a block is decoded twice, and memory does not depend on the raster's width. Where a file
+stores whole rows, the strip is as wide as the raster.
+
 The whole raster here is the *extended* one: its last row and column are repeated up to the next multiple of the stride.
 The cores of the tiles are the cells of a plain grid, so each pixel is written exactly once.
 """
@@ -20,6 +24,10 @@ from autoreg.raster.window import Window
 
 CORE_PX = 512
 """Side of what a tile writes by default: one block of a map."""
+
+
+_STRIP_PX = 4096
+"""Least width of a strip."""
 
 
 class Tile(NamedTuple):
@@ -41,13 +49,14 @@ def round_up(value: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class Tiling:
-    """A plan that covers a raster with tiles of one shape. Iterating yields the tiles, row by row.
+    """A plan that covers a raster with tiles of one shape. Iterating yields the tiles by strips, and there by rows.
 
     Attributes:
         height, width: size of the raster in pixels.
         core_px: side of a core; a multiple of ``stride``.
         halo_px: what a tile sees around its core; a multiple of ``stride``, at least the receptive field's radius.
         stride: pixels per cell of the network's feature map.
+        strip_px: width of a strip; a multiple of ``core_px``.
     """
 
     height: int
@@ -55,6 +64,7 @@ class Tiling:
     core_px: int
     halo_px: int
     stride: int
+    strip_px: int
 
     def __post_init__(self) -> None:
         if self.core_px < 1 or self.core_px % self.stride or self.halo_px % self.stride:
@@ -77,16 +87,17 @@ class Tiling:
 
     def __iter__(self) -> Iterator[Tile]:
         tile_height, tile_width = self.tile_shape
-        for row in range(0, self.height, self.core_px):
-            for col in range(0, self.width, self.core_px):
-                window = Window(
-                    self._origin(row, self.height, tile_height),
-                    self._origin(col, self.width, tile_width),
-                    tile_height,
-                    tile_width,
-                )
-                core = Window(row, col, self.core_px, self.core_px).clipped(self.height, self.width)
-                yield Tile(window, core)
+        for left in range(0, self.width, self.strip_px):
+            for row in range(0, self.height, self.core_px):
+                for col in range(left, min(left + self.strip_px, self.width), self.core_px):
+                    window = Window(
+                        self._origin(row, self.height, tile_height),
+                        self._origin(col, self.width, tile_width),
+                        tile_height,
+                        tile_width,
+                    )
+                    core = Window(row, col, self.core_px, self.core_px).clipped(self.height, self.width)
+                    yield Tile(window, core)
 
     def _origin(self, core_start: int, size: int, tile_size: int) -> int:
         """First pixel of a tile along one axis: a halo before its core, moved so that the tile stays in the raster."""
@@ -94,7 +105,9 @@ class Tiling:
         return min(max(core_start - self.halo_px, 0), last)
 
 
-def plan_tiles(height: int, width: int, *, tile_px: int | None, receptive_field_px: int, stride: int) -> Tiling:
+def plan_tiles(
+    height: int, width: int, *, tile_px: int | None, receptive_field_px: int, stride: int, by_rows: bool = False
+) -> Tiling:
     """Plan exact tiles of at most ``tile_px`` pixels a side.
 
     Args:
@@ -103,6 +116,7 @@ def plan_tiles(height: int, width: int, *, tile_px: int | None, receptive_field_
         tile_px: side of the tile that the engine sees, halo included; if None, one whose core is ``CORE_PX``.
         receptive_field_px: side of the square of pixels that one label depends on (odd).
         stride: pixels per cell of the network's feature map.
+        by_rows: whether a strip is as wide as the raster.
 
     Raises:
         ConfigError: ``tile_px`` leaves no core between the halos.
@@ -114,4 +128,5 @@ def plan_tiles(height: int, width: int, *, tile_px: int | None, receptive_field_
             f"a tile of {tile_px} px leaves no core between two halos of {halo_px} px; "
             f"use at least {2 * halo_px + stride} px"
         )
-    return Tiling(height, width, core_px, halo_px, stride)
+    strip_px = round_up(width if by_rows else _STRIP_PX, core_px)
+    return Tiling(height, width, core_px, halo_px, stride, strip_px)

@@ -1,41 +1,64 @@
 """Write class maps: Cloud-Optimized GeoTIFFs of uint8 labels."""
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoreg.errors import RasterError
 from autoreg.optional import require
-from autoreg.output import atomic_output, temporary_beside
+from autoreg.output import atomic_output
+from autoreg.raster.cog import BLOCK_PX, Level, compress, write_cog
 from autoreg.raster.palette import Colour
 from autoreg.raster.reader import RasterReader, georeference_optional
 from autoreg.raster.window import Window
 from autoreg.spec import NODATA_LABEL
 
-BLOCK_PX = 512
-"""Side of the blocks in a written map; windows aligned to it are written fastest."""
-
-_STAGING = {"driver": "GTiff", "tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX, "compress": "zstd"}
-_STAGING |= {"zstd_level": 1, "sparse_ok": True, "bigtiff": "if_safer"}
-_COG = {"driver": "COG", "compress": "deflate", "level": 1, "blocksize": BLOCK_PX, "bigtiff": "if_safer"}
-# Labels are names, not numbers: an average of two of them is a third class.
-_COG |= {"overview_resampling": "nearest", "num_threads": "all_cpus"}
+_TEMPLATE = {"driver": "GTiff", "count": 1, "dtype": "uint8", "nodata": NODATA_LABEL, "compress": "deflate"}
+_TEMPLATE |= {"tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX}
+_TEMPLATE |= {"sparse_ok": True, "bigtiff": "no", "endianness": "little"}
 
 
 class LabelWriter:
-    """A class map that is being written; see ``write_labels``."""
+    """A class map that is being written; see ``write_labels``. Use it from one thread at a time."""
 
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
+    def __init__(self, level: Level) -> None:
+        self._level = level
+        self._begun: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        self._missing: dict[tuple[int, int], int] = {}
 
     def write(self, labels: NDArray[np.uint8], window: Window) -> None:
-        """Write ``labels`` (height, width) at ``window``. Pixels that are never written are nodata."""
-        row, col, height, width = window
-        self._dataset.write(labels, 1, window=((row, row + height), (col, col + width)))
+        """Write ``labels`` (height, width) at ``window``, each pixel once. Pixels that are never written are nodata.
+
+        A block is compressed when its last pixel is there, so windows that are whole blocks are written fastest.
+        """
+        for row in range(window.row // BLOCK_PX, -(-window.bottom // BLOCK_PX)):
+            for col in range(window.col // BLOCK_PX, -(-window.right // BLOCK_PX)):
+                self._write_block(row, col, labels, window)
+
+    def _write_block(self, row: int, col: int, labels: NDArray[np.uint8], window: Window) -> None:
+        place = row, col
+        whole = Window(row * BLOCK_PX, col * BLOCK_PX, BLOCK_PX, BLOCK_PX).clipped(self._level.height, self._level.width)
+        if place not in self._begun:
+            self._begun[place] = np.full((BLOCK_PX, BLOCK_PX), NODATA_LABEL, np.uint8)
+            self._missing[place] = whole.height * whole.width
+        top, left = max(window.row, whole.row), max(window.col, whole.col)
+        part = Window(top, left, min(window.bottom, whole.bottom) - top, min(window.right, whole.right) - left)
+        self._begun[place][part.within(whole).slices] = labels[part.within(window).slices]
+        self._missing[place] -= part.height * part.width
+        if self._missing[place] == 0:
+            self._finish(place)
+
+    def _finish(self, place: tuple[int, int]) -> None:
+        self._level.put(*place, compress(self._begun.pop(place)))
+
+    def finish(self) -> None:
+        """Write the blocks that have pixels missing."""
+        for place in list(self._begun):
+            self._finish(place)
 
 
 @contextlib.contextmanager
@@ -44,8 +67,8 @@ def write_labels(
 ) -> Iterator[LabelWriter]:
     """Write a class map of the size and place of ``like``; it appears at ``path`` when the block ends without error.
 
-    The windows go to a temporary tiled file, which becomes a Cloud-Optimized GeoTIFF with overviews at the end: GDAL's COG
-    driver alone would hold the whole raster in memory.
+    The blocks go compressed to a file without a name, so that nothing is left of it if the process is killed, and are put in
+    the order of a Cloud-Optimized GeoTIFF at the end.
 
     Args:
         path: of the map, ``.tif``.
@@ -56,21 +79,29 @@ def write_labels(
 
     Raises:
         OutputError: it exists already, or cannot be written.
-        RasterError: GDAL failed to write it.
+        RasterError: GDAL cannot write down where the map lies.
     """
-    rasterio = require("rasterio")
-    copy = require("rasterio.shutil").copy
-    profile = _STAGING | {"height": like.height, "width": like.width, "count": 1, "dtype": "uint8"}
-    table = {label: (*colour, 255) for label, colour in colours.items()} | {NODATA_LABEL: (0, 0, 0, 0)}
-    with atomic_output(path, overwrite=overwrite) as target, temporary_beside(path) as staging:
-        try:
-            with georeference_optional():
-                with rasterio.open(staging, "w", nodata=NODATA_LABEL, **profile, **like.georeference) as dataset:
-                    dataset.write_colormap(1, table)
-                    dataset.set_band_description(1, "class")
-                    dataset.update_tags(**tags)
-                    yield LabelWriter(dataset)
-                copy(staging, target, **_COG)
-        except rasterio.errors.RasterioError as error:
-            raise RasterError(f"{path} was not written: {error}") from error
+    with atomic_output(path, overwrite=overwrite) as target, tempfile.TemporaryFile(dir=path.parent) as spool:
+        template = _template(path, like, colours, tags)
+        level = Level(like.height, like.width, spool)
+        writer = LabelWriter(level)
+        yield writer
+        writer.finish()
+        write_cog(target, template, level)
     path.with_name(path.name + ".aux.xml").unlink(missing_ok=True)  # of a file that was here before
+
+
+def _template(path: Path, like: RasterReader, colours: Mapping[int, Colour], tags: Mapping[str, str]) -> bytes:
+    """The map without its pixels, as GDAL writes it."""
+    rasterio = require("rasterio")
+    table = {label: (*colour, 255) for label, colour in colours.items()} | {NODATA_LABEL: (0, 0, 0, 0)}
+    profile = _TEMPLATE | {"height": like.height, "width": like.width} | like.georeference
+    try:
+        with georeference_optional(), rasterio.MemoryFile() as memory:
+            with memory.open(**profile) as dataset:
+                dataset.write_colormap(1, table)
+                dataset.set_band_description(1, "class")
+                dataset.update_tags(**tags)
+            return bytes(memory.read())
+    except rasterio.errors.RasterioError as error:
+        raise RasterError(f"{path} was not written: {error}") from error

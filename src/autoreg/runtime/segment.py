@@ -6,7 +6,8 @@ The labels are those of one pass over the whole, unless the model looks at the w
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,16 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoreg.errors import RasterError
-from autoreg.raster.blending import Blending, plan_blending
-from autoreg.raster.read_ahead import read_ahead
+from autoreg.raster.background import in_background
+from autoreg.raster.blending import Area, Blending, plan_blending
 from autoreg.raster.statistics import Read, match_scene
 from autoreg.raster.tiling import Tiling, plan_tiles
 from autoreg.raster.window import Window
 from autoreg.runtime.blend import Answer, blend
-from autoreg.runtime.engine import Engine, Labels
+from autoreg.runtime.engine import Engine, Labels, Logits
 from autoreg.spec import NODATA_LABEL, ModelSpec
 
 _READ_AHEAD_BATCHES = 2
+_BEHIND_PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,21 @@ class TilingOptions:
     tile_px: int | None = None
     batch_size: int = 1
 
-    def plan(self, spec: ModelSpec, height: int, width: int) -> Tiling | Blending:
-        """The tiles of a raster of ``height`` x ``width`` px for a model: exact ones if its receptive field is finite."""
+    def plan(self, spec: ModelSpec, height: int, width: int, *, by_rows: bool = False) -> Tiling | Blending:
+        """The tiles of a raster of ``height`` x ``width`` px for a model: exact ones if its receptive field is finite.
+
+        ``by_rows``: the raster stores its rows whole, so that exact tiles should go along them.
+        """
         if spec.receptive_field_px is None:
             tile_px = spec.crop_px if self.tile_px is None else self.tile_px
             return plan_blending(height, width, tile_px=tile_px, stride=spec.stride)
         return plan_tiles(
-            height, width, tile_px=self.tile_px, receptive_field_px=spec.receptive_field_px, stride=spec.stride
+            height,
+            width,
+            tile_px=self.tile_px,
+            receptive_field_px=spec.receptive_field_px,
+            stride=spec.stride,
+            by_rows=by_rows,
         )
 
 
@@ -65,12 +75,16 @@ class Segmented:
     tiling_dependent: float
 
 
-class _Part(NamedTuple):
-    """The labels of one core, and how many of them, in pixels, depend on the tiling."""
+class _Done(NamedTuple):
+    """A part of a raster that is labelled: its pixels, those with data, and how many of these depend on the tiling."""
 
-    core: Window
-    labels: Labels
+    pixels: int
+    labelled: int
     tiling_dependent: float
+
+
+Put = Callable[[Labels, Window], None]
+"""Takes the labels of a part of the raster, and its place; called in a background thread, one part after the other."""
 
 
 def segment_array(
@@ -107,8 +121,12 @@ def segment_array(
     labels = np.empty((height, width), np.uint8)
     read = scene_reader(engine.spec, array_reader(image, data), height, width)
     options = options or TilingOptions()
-    for part in _segment_tiles(engine, options.plan(engine.spec, height, width), read, options.batch_size):
-        labels[part.core.slices] = part.labels
+
+    def put(part: Labels, core: Window) -> None:
+        labels[core.slices] = part
+
+    for _ in _segment_tiles(engine, options.plan(engine.spec, height, width), read, options.batch_size, put):
+        pass
     return labels
 
 
@@ -149,9 +167,9 @@ def segment_raster(
     spec, options = engine.spec, options or TilingOptions()
     with RasterReader(source, bands=len(spec.bands)) as raster:
         _check_raster(raster.path, raster.bands, raster.dtype, spec)
-        plan = options.plan(spec, raster.height, raster.width)
+        plan = options.plan(spec, raster.height, raster.width, by_rows=raster.stores_rows)
         done, labelled, dependent, total = 0, 0, 0.0, raster.height * raster.width
-        cache = raster.cache_bytes(plan.tile_shape[0])
+        cache = raster.cache_bytes(plan.tile_shape[0], plan.strip_px + plan.tile_shape[1])
         with (
             require("rasterio").Env(GDAL_CACHEMAX=cache),
             write_labels(
@@ -163,11 +181,10 @@ def segment_raster(
             ) as writer,
         ):
             read = scene_reader(spec, raster.read, raster.height, raster.width)
-            for core, labels, tiling_dependent in _segment_tiles(engine, plan, read, options.batch_size):
-                writer.write(labels, core)
-                labelled += int(np.count_nonzero(labels != NODATA_LABEL))
-                dependent += tiling_dependent
-                done += labels.size
+            for part in _segment_tiles(engine, plan, read, options.batch_size, writer.write):
+                labelled += part.labelled
+                dependent += part.tiling_dependent
+                done += part.pixels
                 if progress:
                     progress(done, total)
     return Segmented(labelled, dependent / max(labelled, 1))
@@ -232,33 +249,97 @@ def _provenance(engine: Engine) -> dict[str, str]:
     }
 
 
-def _segment_tiles(engine: Engine, plan: Tiling | Blending, read: Read, batch_size: int) -> Iterator[_Part]:
-    """Yield the labels of the raster, core by core."""
+def _segment_tiles(engine: Engine, plan: Tiling | Blending, read: Read, batch_size: int, put: Put) -> Generator[_Done]:
+    """Label a raster part by part: reading, the engine, and what is done with its answers run side by side.
+
+    The engine runs in the caller's thread; a thread reads ahead of it, and another turns its answers into labels and puts
+    them. Both are at most some tiles away from it.
+    """
+    answers = _answers(engine, plan, read, batch_size)
+    finish = _finish_exactly(engine.spec) if isinstance(plan, Tiling) else _finish_blended(engine.spec, plan)
+
+    def finish_and_put(answered: _Answered) -> _Done:
+        labels, tiling_dependent = finish(answered)
+        put(labels, answered.core)
+        return _Done(labels.size, int(np.count_nonzero(labels != NODATA_LABEL)), tiling_dependent)
+
+    with closing(answers), closing(in_background(finish_and_put, answers, depth=_BEHIND_PARTS)) as done:
+        for _, part in done:
+            yield part
+
+
+class _Answered(NamedTuple):
+    """What an engine said about the tiles of a core; where tiles overlap, about those that no core before it had."""
+
+    core: Window
+    answers: dict[Window, Answer]
+
+
+def _answers(engine: Engine, plan: Tiling | Blending, read: Read, batch_size: int) -> Generator[_Answered]:
+    """Run the engine over the tiles of a plan; tiles without data it does not see."""
+    spec = engine.spec
+    blended = isinstance(plan, Blending)
+    for_windows, for_cores = itertools.tee(_areas(plan))
+    windows = (window for _, tiles in for_windows for window in tiles)
+
+    def ask(images: NDArray[np.float32]) -> tuple[Labels, Logits | list[None]]:
+        return engine.predict(images) if blended else (engine.label(images), [None] * len(images))
+
+    def answered() -> Iterator[Answer]:
+        for images, masks in batches:
+            if images is None:
+                yield from (_nothing(spec, mask) for mask in masks)
+            else:
+                yield from (Answer(*answer) for answer in zip(*ask(images), masks, strict=True))
+
+    with closing(_read_batches(spec, windows, read, batch_size)) as batches:
+        stream = answered()
+        for core, tiles in for_cores:
+            yield _Answered(core, {tile: next(stream) for tile in tiles})
+
+
+def _areas(plan: Tiling | Blending) -> Iterator[Area]:
+    """The cores of a plan, each with the tiles to run for it."""
     if isinstance(plan, Tiling):
-        return _segment_exactly(engine, plan, read, batch_size)
-    return _segment_blended(engine, plan, read, batch_size)
+        return (Area(tile.core, (tile.window,)) for tile in plan)
+    return iter(plan)
 
 
-def _segment_exactly(engine: Engine, tiling: Tiling, read: Read, batch_size: int) -> Iterator[_Part]:
-    batches = _read_batches(engine.spec, (tile.window for tile in tiling), read, batch_size)
-    answers = (answer for images, masks in batches for answer in zip(engine.label(images), masks, strict=True))
-    labels_of = _labels_of_clusters(engine.spec)
-    for tile, (clusters, valid) in zip(tiling, answers, strict=True):
-        inside = tile.core.within(tile.window).slices
-        yield _Part(tile.core, np.where(valid[inside], labels_of.take(clusters[inside]), np.uint8(NODATA_LABEL)), 0.0)
+def _nothing(spec: ModelSpec, mask: NDArray[np.bool_]) -> Answer:
+    """Stands for what an engine would say about a tile without data: nobody looks at it."""
+    height, width = mask.shape
+    logits = np.zeros((spec.clusters, height // spec.stride, width // spec.stride), np.float32)
+    return Answer(np.zeros(mask.shape, np.uint8), logits, mask)
 
 
-def _segment_blended(engine: Engine, blending: Blending, read: Read, batch_size: int) -> Iterator[_Part]:
-    batches = _read_batches(engine.spec, (tile for area in blending for tile in area.tiles), read, batch_size)
-    answers = (Answer(*answer) for images, masks in batches for answer in zip(*engine.predict(images), masks, strict=True))
-    labels_of = _labels_of_clusters(engine.spec)
+def _finish_exactly(spec: ModelSpec) -> Callable[[_Answered], tuple[Labels, float]]:
+    """Labels of a core from its one tile."""
+    labels_of = _labels_of_clusters(spec)
+
+    def finish(answered: _Answered) -> tuple[Labels, float]:
+        ((window, answer),) = answered.answers.items()
+        inside = answered.core.within(window).slices
+        labels = labels_of.take(answer.labels[inside])
+        labels[~answer.valid[inside]] = NODATA_LABEL
+        return labels, 0.0
+
+    return finish
+
+
+def _finish_blended(spec: ModelSpec, blending: Blending) -> Callable[[_Answered], tuple[Labels, float]]:
+    """Labels of a core from all tiles that cover it, those of the cores before it too; so cores must come in order."""
+    labels_of = _labels_of_clusters(spec)
     held: dict[Window, Answer] = {}
-    for core, tiles in blending:
-        if core.row == 0:
-            held.clear()  # a new strip
-        held = {tile: answer for tile, answer in held.items() if tile.bottom > core.row}
-        held |= {tile: next(answers) for tile in tiles}
-        yield _Part(core, *blend(core, held, blending.stride, labels_of))
+
+    def finish(answered: _Answered) -> tuple[Labels, float]:
+        core = answered.core
+        passed = [tile for tile in held if core.row == 0 or tile.bottom <= core.row]  # all of them where a strip begins
+        for tile in passed:
+            del held[tile]
+        held.update(answered.answers)
+        return blend(core, held, blending.stride, labels_of)
+
+    return finish
 
 
 def _labels_of_clusters(spec: ModelSpec) -> NDArray[np.uint8]:
@@ -270,23 +351,28 @@ def _labels_of_clusters(spec: ModelSpec) -> NDArray[np.uint8]:
 
 def _read_batches(
     spec: ModelSpec, windows: Iterable[Window], read: Read, batch_size: int
-) -> Iterator[tuple[NDArray[np.float32], list[NDArray[np.bool_]]]]:
-    """Yield what the engine sees in ``windows``, all of one shape, and which of it is data; reads ahead of the caller."""
+) -> Generator[tuple[NDArray[np.float32] | None, list[NDArray[np.bool_]]]]:
+    """Yield what the engine sees in ``windows``, all of one shape, and which of it is data; reads ahead of the caller.
+
+    A batch without any data is None.
+    """
     fill = np.asarray(spec.mean, np.float32)
 
-    def prepare(batch: tuple[Window, ...]) -> tuple[NDArray[np.float32], list[NDArray[np.bool_]]]:
+    def prepare(batch: tuple[Window, ...]) -> tuple[NDArray[np.float32] | None, list[NDArray[np.bool_]]]:
+        found = [read(window) for window in batch]
+        masks = [valid for _, valid in found]
+        if not any(valid.any() for valid in masks):
+            return None, masks
         images = np.empty((len(batch), len(fill), batch[0].height, batch[0].width), np.float32)
-        masks = []
-        for image, window in zip(images, batch, strict=True):
-            pixels, valid = read(window)
+        for image, (pixels, valid) in zip(images, found, strict=True):
             image[:] = pixels
             if not valid.all():
                 image[:, ~valid] = fill[:, None]  # what is no data says nothing: the mean, 0 after normalisation
-            masks.append(valid)
         return images, masks
 
-    for _, prepared in read_ahead(prepare, _batched(windows, batch_size), depth=_READ_AHEAD_BATCHES):
-        yield prepared
+    with closing(in_background(prepare, _batched(windows, batch_size), depth=_READ_AHEAD_BATCHES)) as ahead:
+        for _, prepared in ahead:
+            yield prepared
 
 
 def _batched(windows: Iterable[Window], size: int) -> Iterator[tuple[Window, ...]]:
