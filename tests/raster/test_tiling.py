@@ -4,24 +4,49 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoreg.errors import ConfigError
+from autoreg.raster import tiling
 from autoreg.raster.tiling import plan_tiles, round_up
+from autoreg.raster.window import Window
 
 sizes = st.integers(1, 700)
 
 
-@given(sizes, sizes, st.sampled_from([1, 2, 4, 8]), st.integers(0, 30), st.integers(1, 200))
-def test_cores_partition_the_raster_and_tiles_are_exact(
-    height: int, width: int, stride: int, radius: int, extra: int
+@given(
+    st.data(),
+    sizes,
+    sizes,
+    st.sampled_from([1, 2, 4, 8]),
+    st.integers(0, 30),
+    st.integers(1, 200),
+    st.booleans(),
+    st.booleans(),
+)
+def test_cores_partition_the_region_and_tiles_are_exact(
+    data: st.DataObject, height: int, width: int, stride: int, radius: int, extra: int, part: bool, by_rows: bool
 ) -> None:
     tile_px = 2 * (radius + stride) + stride + extra
-    tiling = plan_tiles(height, width, tile_px=tile_px, receptive_field_px=2 * radius + 1, stride=stride)
+    region = Window(0, 0, height, width)
+    if part:
+        row, col = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+        region = Window(row, col, data.draw(st.integers(1, height - row)), data.draw(st.integers(1, width - col)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiling, "_STRIP_PX", 200)
+        plan = plan_tiles(
+            height,
+            width,
+            tile_px=tile_px,
+            receptive_field_px=2 * radius + 1,
+            stride=stride,
+            region=region if part else None,
+            by_rows=by_rows,
+        )
     limits = round_up(height, stride), round_up(width, stride)
     covered = np.zeros((height, width), np.uint8)
-    tiles = list(tiling)
-    assert len(tiles) == len(tiling)
-    for window, core in tiles:
-        assert (window.height, window.width) == tiling.tile_shape
-        assert max(tiling.tile_shape) <= tile_px
+    areas = list(plan)
+    assert len(areas) == len(plan)
+    for core, (window,) in areas:
+        assert (window.height, window.width) == plan.tile_shape
+        assert max(plan.tile_shape) <= tile_px + (stride if part else 0)
         covered[core.slices] += 1
         for start, size, inner, inner_size, limit in (
             (window.row, window.height, core.row, core.height, limits[0]),
@@ -34,7 +59,8 @@ def test_cores_partition_the_raster_and_tiles_are_exact(
             # Between the core and a cut lies a halo; where there is none, the raster ends.
             assert start == 0 or inner - start >= radius
             assert start + size == limit or start + size - (inner + inner_size) >= radius
-    assert (covered == 1).all()
+    assert (covered[region.slices] == 1).all()
+    assert covered.sum() == region.height * region.width
 
 
 def test_a_tile_without_core_is_refused() -> None:

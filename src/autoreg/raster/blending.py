@@ -10,52 +10,41 @@ The raster is extended to a multiple of the stride, as in exact tiling; one that
 Overhead: half a tile from the raster's edge, every pixel is seen by 4 tiles, so a large raster costs 4 times one pass over
 its pixels. Memory does not depend on the raster's size: it is labelled in strips, from top to bottom, and a tile is
 forgotten when the strip has passed it. Only the tiles that reach from one strip into the next are run for both: at most 2 in
-``_STRIP_STEPS`` (6 %), none in a raster that is no wider than a strip.
+``_STRIP_STEPS`` (6 %), none in a raster that is no wider than a strip. A part of a raster has the tiles of the whole.
 """
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoreg.errors import ConfigError
-from autoreg.raster.tiling import CORE_PX, round_up
+from autoreg.raster.tiling import CORE_PX, Area, round_up
 from autoreg.raster.window import Window
 
 _STRIP_STEPS = 32
 """Least width of a strip, in steps from tile to tile."""
 
 
-class Area(NamedTuple):
-    """A part of a raster that is labelled at once.
-
-    Attributes:
-        core: the pixels that are labelled; inside the raster.
-        tiles: those that touch ``core`` and no earlier core of its strip; may reach past the raster by less than a stride.
-    """
-
-    core: Window
-    tiles: tuple[Window, ...]
-
-
 @dataclass(frozen=True)
 class Blending:
-    """A plan that covers a raster with overlapping tiles of one shape. Iterating yields areas.
+    """A plan that covers a raster, or a part of it, with overlapping tiles of one shape. Iterating yields areas.
 
-    The cores are the parts of a plain grid, strip by strip, each from top to bottom. What covers a core are its area's tiles
-    and those earlier ones of its strip that reach into it. A strip begins where the core's row is 0.
+    The cores are the parts of a plain grid, strip by strip, each from top to bottom; the tiles of an area are all that reach
+    into its core, so most of them are those of the area before it, too.
 
     Attributes:
         height, width: size of the raster in pixels.
+        region: the part to label. Cores are the cells of a grid that begins where it does.
         tile_px: side of a tile; a multiple of ``stride``.
         stride: pixels per cell of the network's feature map.
     """
 
     height: int
     width: int
+    region: Window
     tile_px: int
     stride: int
 
@@ -78,23 +67,22 @@ class Blending:
         return round_up(_STRIP_STEPS * self.step_px, round_up(CORE_PX, self.stride))
 
     def __iter__(self) -> Iterator[Area]:
-        core_px, strip_px = round_up(CORE_PX, self.stride), self.strip_px
+        core_px = round_up(CORE_PX, self.stride)
         tile_height, tile_width = self.tile_shape
-        for left in range(0, self.width, strip_px):
-            cols = self._starts(self.width, tile_width, left - tile_width + 1, left + strip_px)
-            for top in range(0, self.height, core_px):
-                rows = self._starts(self.height, tile_height, top, top + core_px)
-                core = Window(top, left, core_px, strip_px).clipped(self.height, self.width)
+        for strip in self.region.cut(self.region.height, self.strip_px):
+            cols = self._starts(self.width, tile_width, strip.col, strip.right)
+            for core in strip.cut(core_px, self.strip_px):
+                rows = self._starts(self.height, tile_height, core.row, core.bottom)
                 yield Area(core, tuple(Window(row, col, tile_height, tile_width) for row in rows for col in cols))
 
-    def _starts(self, size: int, tile_size: int, first: int, end: int) -> list[int]:
-        """Where tiles start along one axis of ``size`` pixels, from ``first`` up to, but not at, ``end``."""
+    def _starts(self, size: int, tile_size: int, start: int, end: int) -> list[int]:
+        """Where the tiles begin, along one axis of ``size`` pixels, that reach into ``start`` .. ``end``."""
         last = round_up(size, self.stride) - tile_size
-        regular = range(round_up(max(first, 0), self.step_px), min(end, last), self.step_px)
-        return [*regular, last] if first <= last < end else [*regular]
+        regular = range(round_up(max(start - tile_size + 1, 0), self.step_px), min(end, last), self.step_px)
+        return [*regular, last] if start - tile_size < last < end else [*regular]
 
 
-def plan_blending(height: int, width: int, *, tile_px: int, stride: int) -> Blending:
+def plan_blending(height: int, width: int, *, tile_px: int, stride: int, region: Window | None = None) -> Blending:
     """Plan overlapping tiles of at most ``tile_px`` pixels a side.
 
     Args:
@@ -102,13 +90,14 @@ def plan_blending(height: int, width: int, *, tile_px: int, stride: int) -> Blen
         width: of the raster, in pixels.
         tile_px: side of a tile; rounded down to the stride.
         stride: pixels per cell of the network's feature map.
+        region: the part to label; all of it if None.
 
     Raises:
         ConfigError: ``tile_px`` is smaller than the stride.
     """
     if tile_px < stride:
         raise ConfigError(f"a tile of {tile_px} px is smaller than the model's stride; use at least {stride} px")
-    return Blending(height, width, tile_px // stride * stride, stride)
+    return Blending(height, width, region or Window(0, 0, height, width), tile_px // stride * stride, stride)
 
 
 def cells(core: Window, tiles: Collection[Window]) -> Iterator[tuple[Window, list[Window]]]:

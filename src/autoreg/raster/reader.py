@@ -1,10 +1,14 @@
 """Read a raster window by window: its pixels, and which of them are data. The only reader of rasters in autoreg."""
 
 import math
+import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,11 +26,25 @@ Pixels = NDArray[Any]
 Valid = NDArray[np.bool_]
 """(height, width), True where a pixel is data."""
 
-_ALPHA_SAMPLE_PX = 256
+_ALPHA_PLACES = 8
+_ALPHA_PLACE_PX = 32
 _ALPHA_SHARE = 0.99
+_BLOCK_LIMIT_BYTES = 256 * 2**20
 _CACHE_LIMIT_BYTES = 256 * 2**20
 _DATA_CELLS = 64
 _OVERVIEW_LIMIT_PX = 2**22
+
+_NETWORK = re.compile(r"://|/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)")
+"""Found in the names of rasters that GDAL fetches from elsewhere."""
+_PATIENCE = {
+    "GDAL_HTTP_CONNECTTIMEOUT": "10",
+    "GDAL_HTTP_TIMEOUT": "30",
+    "GDAL_HTTP_MAX_RETRY": "2",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+}
+"""How long, in seconds, and how often GDAL asks a server; left to itself, it waits forever for one that does not answer."""
+_NO_LISTING = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
+"""Masks and georeferences beside a raster are asked for by name, not found by listing its folder: servers seldom list."""
 
 
 class RasterReader:
@@ -53,15 +71,22 @@ class RasterReader:
 
         Raises:
             DamagedRasterError: not an image, or GDAL cannot read it.
-            RasterError: no such file, a palette image, or pixels of another type than ``dtype`` lists.
+            RasterError: no such file, a palette image, pixels of another type than ``dtype`` lists, or stored in blocks that
+                are too large to be read one by one.
         """
         self.path = path
         self._dataset = open_dataset(path)
+        # A raster that lies here may still be a list of rasters that lie elsewhere.
+        self._may_fetch = _is_remote(path) or self._dataset.driver == "VRT"
         try:
-            self._set_up(bands)
+            with self._connection():
+                self._set_up(bands)
         except BaseException:
             self.close()
             raise
+
+    def _connection(self) -> AbstractContextManager[Any]:
+        return _network_options(self.path) if self._may_fetch else nullcontext()
 
     def _set_up(self, bands: int | None) -> None:
         dataset = self._dataset
@@ -81,23 +106,38 @@ class RasterReader:
                 f"convert it first with gdal_translate -ot"
             )
         self.dtype: str = dtypes[0]
+        block_height, block_width = self.block_shape
+        block_bytes = block_height * block_width * dataset.count * np.dtype(self.dtype).itemsize
+        if block_bytes > _BLOCK_LIMIT_BYTES:
+            raise RasterError(
+                f"{self.path} is stored in blocks of {block_height} x {block_width} pixels in {dataset.count} bands, which "
+                f"are {block_bytes / 2**20:.0f} MiB, expected at most {_BLOCK_LIMIT_BYTES // 2**20} MiB; "
+                f"store it in smaller ones first with gdal_translate -co TILED=YES"
+            )
         if dataset.count > 1 and colours[-1] == "alpha":
             expected = bands == dataset.count - 1
             if expected or (bands is None and self._looks_like_alpha(dataset.count)):
                 self._alpha = dataset.count
         self._indexes = [index for index in range(1, dataset.count + 1) if index != self._alpha]
         self.bands: tuple[str, ...] = tuple(_band_name(dataset, index, colours) for index in self._indexes)
-        self._nodata = [_representable(dataset.nodatavals[index - 1], self.dtype) for index in self._indexes]
+        nodata = [_representable(dataset.nodatavals[index - 1], self.dtype) for index in self._indexes]
+        # A band without such a value has data everywhere, and so has the raster.
+        self._nodata = [value for value in nodata if value is not None] if None not in nodata else []
         flags = [flag.name for flag in dataset.mask_flag_enums[0]]
         self._has_mask = "per_dataset" in flags and "alpha" not in flags
-        marked = any(value is not None for value in self._nodata)
-        self._may_lack_data = marked or self._has_mask or self._alpha is not None or self.dtype == "float32"
+        self._may_lack_data = bool(self._nodata) or self._has_mask or self._alpha is not None or self.dtype == "float32"
 
     def _looks_like_alpha(self, index: int) -> bool:
         """Whether a band that is tagged as alpha switches pixels on and off, rather than measuring something."""
-        scale = min(1.0, _ALPHA_SAMPLE_PX / max(self.height, self.width))
-        shape = (max(1, round(self.height * scale)), max(1, round(self.width * scale)))
-        values = self._read(index, out_shape=shape)
+        # Places, not every n-th pixel: of a large raster without overviews, that would decode the whole.
+        tops, lefts = (
+            {size * place // _ALPHA_PLACES for place in range(_ALPHA_PLACES)} for size in (self.height, self.width)
+        )
+        windows = [
+            Window(top, left, _ALPHA_PLACE_PX, _ALPHA_PLACE_PX).clipped(self.height, self.width)
+            for top, left in product(sorted(tops), sorted(lefts))
+        ]
+        values = np.concatenate([self._read(index, **_place(window)).ravel() for window in windows])
         full = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else values.max()
         return float(np.mean((values == 0) | (values == full))) >= _ALPHA_SHARE
 
@@ -112,10 +152,11 @@ class RasterReader:
         """Where the raster lies, as the keywords that ``rasterio.open`` takes to write a raster at the same place."""
         dataset = self._dataset
         gcps, gcps_crs = dataset.gcps
+        crs = gcps_crs if gcps else dataset.crs
+        place: dict[str, Any] = {"crs": crs} if crs else {}
         if gcps:
-            return {"gcps": gcps, "crs": gcps_crs}
-        place: dict[str, Any] = {"crs": dataset.crs} if dataset.crs else {}
-        if not dataset.transform.is_identity:
+            place["gcps"] = gcps
+        elif not dataset.transform.is_identity:
             place["transform"] = dataset.transform
         if dataset.rpcs:
             place["rpcs"] = dataset.rpcs
@@ -165,36 +206,84 @@ class RasterReader:
         Raises:
             DamagedRasterError: the file cannot be read there.
         """
-        inside = window.clipped(self.height, self.width)
-        place = {"window": ((inside.row, inside.bottom), (inside.col, inside.right))}
+        place = _place(window.clipped(self.height, self.width))
         pixels = self._read(self._indexes, **place)
         return window.extend(pixels), window.extend(self._valid(pixels, place))
 
     def _valid(self, pixels: Pixels, place: dict[str, Any]) -> Valid:
         """Which of ``pixels``, that were read with the options ``place``, are data."""
-        valid = np.ones(pixels.shape[1:], np.bool_)
-        if any(value is not None for value in self._nodata):
-            nodata = np.ones_like(valid)
-            for band, value in zip(pixels, self._nodata, strict=True):
-                nodata &= np.zeros_like(valid) if value is None else band == value
-            valid &= ~nodata
+        valid = self._differs_from_nodata(pixels)
         if pixels.dtype.kind == "f":
-            valid &= np.isfinite(pixels).all(axis=0)
+            for band in pixels:
+                valid &= np.isfinite(band)
         if self._alpha is not None:
             valid &= self._read(self._alpha, **place) != 0
         if self._has_mask:
             valid &= self._read_masks(place) != 0
         return valid
 
+    def _differs_from_nodata(self, pixels: Pixels) -> Valid:
+        """Where some band of ``pixels`` has another value than its nodata value."""
+        if self._nodata:
+            equal: Valid = pixels[0] == self._nodata[0]
+            for band, value in zip(pixels[1:], self._nodata[1:], strict=True):
+                if not equal.any():
+                    break
+                equal &= band == value
+            return np.logical_not(equal, out=equal)
+        return np.ones(pixels.shape[1:], np.bool_)
+
+    def is_empty(self, window: Window) -> bool:
+        """Whether the file has certainly no data in ``window``: it stores no block there, and the absence means nodata.
+
+        It decodes nothing, and takes some microseconds for each block. False says nothing.
+        """
+        inside = window.clipped(self.height, self.width)
+        block_height, block_width = self.block_shape
+        rows = range(inside.row // block_height, -(-inside.bottom // block_height))
+        cols = range(inside.col // block_width, -(-inside.right // block_width))
+        return any(
+            all(self._lacks_block(row, col, index) for row in rows for col in cols for index in indexes)
+            for indexes in self._indexes_of_absence
+        )
+
+    def _lacks_block(self, row: int, col: int, index: int) -> bool:
+        return self._dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=index) is None
+
+    @cached_property
+    def _indexes_of_absence(self) -> list[list[int]]:
+        """Lists of bands: where the file lacks the blocks of all bands of a list, there is no data.
+
+        GDAL fills such blocks with the nodata value, or else with 0.
+        """
+        dataset = self._dataset
+        # GDAL presents strips in other blocks than the file has.
+        if dataset.driver != "GTiff" or _is_remote(self.path) or self.stores_rows:
+            return []
+        found = []
+        if self._alpha is not None and dataset.nodatavals[self._alpha - 1] in (None, 0):
+            found.append([self._alpha])
+        is_nan = self.dtype == "float32" and all(np.isnan(value or 0) for value in dataset.nodatavals)
+        if self._nodata or is_nan:
+            found.append(self._indexes[:1] if dataset.interleaving.name == "pixel" else self._indexes)
+        try:
+            if found:  # a list of blocks that is cut off looks as if the last ones were not stored
+                self.read(Window(self.height - 1, self.width - 1, 1, 1))
+        except DamagedRasterError:
+            return []
+        return found
+
     def _read(self, indexes: int | list[int], **options: Any) -> Pixels:
         try:
-            return np.asarray(self._dataset.read(indexes, **options))
+            with self._connection():
+                return np.asarray(self._dataset.read(indexes, **options))
         except _rasterio().errors.RasterioError as error:
             raise DamagedRasterError(f"{self.path} is damaged: {_reason(error)}") from error
 
     def _read_masks(self, place: dict[str, Any]) -> NDArray[np.uint8]:
         try:
-            return np.asarray(self._dataset.read_masks(1, **place))
+            with self._connection():
+                return np.asarray(self._dataset.read_masks(1, **place))
         except _rasterio().errors.RasterioError as error:
             raise DamagedRasterError(f"the mask of {self.path} is damaged: {_reason(error)}") from error
 
@@ -218,13 +307,13 @@ def open_dataset(path: str | Path) -> Any:
     """
     name = str(path)
     rasterio = _rasterio()
-    if "://" not in name and not name.startswith("/vsi"):
+    if not _is_remote(path) and not name.startswith("/vsi"):
         if not Path(name).exists():
             raise RasterError(f"there is no file {name}")
         if Path(name).is_dir():
             raise RasterError(f"{name} is a folder, expected an image file such as {name.rstrip('/')}/*.tif")
     try:
-        with georeference_optional():
+        with georeference_optional(), _network_options(path):
             dataset = rasterio.open(name)
     except rasterio.errors.RasterioError as error:
         raise DamagedRasterError(f"{name} cannot be read as an image: {_reason(error, name)}") from error
@@ -268,10 +357,30 @@ class _Filters:
 _filters = _Filters()
 
 
+def _is_remote(path: str | Path) -> bool:
+    return _NETWORK.search(str(path)) is not None
+
+
+def _network_options(path: str | Path) -> AbstractContextManager[Any]:
+    """Let GDAL give up on servers that do not answer. What the user's environment says, or a ``rasterio.Env``, wins."""
+    environment = _rasterio().env
+    options = _PATIENCE | (_NO_LISTING if _is_remote(path) else {})
+    known = os.environ.keys() | (environment.getenv().keys() if environment.hasenv() else set())
+    found: AbstractContextManager[Any] = environment.Env.from_defaults(
+        **{key: value for key, value in options.items() if key not in known}
+    )
+    return found
+
+
 def _rasterio() -> Any:
     rasterio = require("rasterio")
     require("rasterio.errors")
     return rasterio
+
+
+def _place(window: Window) -> dict[str, Any]:
+    """``window`` as rasterio's options for reading it."""
+    return {"window": ((window.row, window.bottom), (window.col, window.right))}
 
 
 def _band_name(dataset: Any, index: int, colours: list[str]) -> str:
@@ -284,10 +393,12 @@ def _band_name(dataset: Any, index: int, colours: list[str]) -> str:
 
 def _representable(value: float | None, dtype: str) -> float | int | None:
     """A nodata value as the file's type can hold it, or None: a byte raster tagged with -9999 has no nodata pixels."""
-    if value is None or math.isnan(value):
+    if value is None or not math.isfinite(value):  # pixels that are not finite are no data anyway
         return None
     if dtype == "float32":
-        return float(np.float32(value))
+        with np.errstate(over="ignore"):
+            nearest = float(np.float32(value))
+        return nearest if math.isfinite(nearest) else None
     limits = np.iinfo(dtype)
     return int(value) if value == int(value) and limits.min <= value <= limits.max else None
 

@@ -12,7 +12,8 @@ enough to be kept: then hardly a block is decoded twice, and memory does not dep
 stores whole rows, the strip is as wide as the raster.
 
 The whole raster here is the *extended* one: its last row and column are repeated up to the next multiple of the stride.
-The cores of the tiles are the cells of a plain grid, so each pixel is written exactly once.
+The cores of the tiles are the cells of a plain grid, so each pixel is written exactly once. A part of a raster, such as one
+of several that make a mosaic, is labelled by the same rules, so the labels of the parts are those of the whole.
 """
 
 from collections.abc import Iterator
@@ -30,16 +31,16 @@ _STRIP_PX = 4096
 """Least width of a strip."""
 
 
-class Tile(NamedTuple):
-    """One tile of a raster.
+class Area(NamedTuple):
+    """A part of a raster that is labelled at once.
 
     Attributes:
-        window: the pixels that the engine sees; starts on the stride grid; may reach past the raster by less than a stride.
-        core: the pixels that the tile writes; inside ``window`` and inside the raster.
+        core: the pixels that are labelled; inside the raster.
+        tiles: what the engine has to see for that; may reach past the raster by less than a stride.
     """
 
-    window: Window
     core: Window
+    tiles: tuple[Window, ...]
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -49,11 +50,14 @@ def round_up(value: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class Tiling:
-    """A plan that covers a raster with tiles of one shape. Iterating yields the tiles by strips, and there by rows.
+    """A plan that covers a raster, or a part of it, with tiles of one shape. Iterating yields areas of one tile each.
+
+    A tile begins on the stride grid of the raster, wherever the part begins.
 
     Attributes:
         height, width: size of the raster in pixels.
-        core_px: side of a core; a multiple of ``stride``.
+        region: the part to label.
+        core_px: side of a core; a multiple of ``stride``. Cores are the cells of a grid that begins where ``region`` does.
         halo_px: what a tile sees around its core; a multiple of ``stride``, at least the receptive field's radius.
         stride: pixels per cell of the network's feature map.
         strip_px: width of a strip; a multiple of ``core_px``.
@@ -61,6 +65,7 @@ class Tiling:
 
     height: int
     width: int
+    region: Window
     core_px: int
     halo_px: int
     stride: int
@@ -76,37 +81,41 @@ class Tiling:
     @property
     def tile_shape(self) -> tuple[int, int]:
         """Height and width of every tile: core plus two halos, or the extended raster where that is smaller."""
-        tile_px = self.core_px + 2 * self.halo_px
-        return (
-            min(tile_px, round_up(self.height, self.stride)),
-            min(tile_px, round_up(self.width, self.stride)),
-        )
+        row, col, height, width = self.region
+        return self._tile_size(row, height, self.height), self._tile_size(col, width, self.width)
 
     def __len__(self) -> int:
-        return -(-self.height // self.core_px) * -(-self.width // self.core_px)
+        return -(-self.region.height // self.core_px) * -(-self.region.width // self.core_px)
 
-    def __iter__(self) -> Iterator[Tile]:
+    def __iter__(self) -> Iterator[Area]:
         tile_height, tile_width = self.tile_shape
-        for left in range(0, self.width, self.strip_px):
-            for row in range(0, self.height, self.core_px):
-                for col in range(left, min(left + self.strip_px, self.width), self.core_px):
-                    window = Window(
-                        self._origin(row, self.height, tile_height),
-                        self._origin(col, self.width, tile_width),
-                        tile_height,
-                        tile_width,
-                    )
-                    core = Window(row, col, self.core_px, self.core_px).clipped(self.height, self.width)
-                    yield Tile(window, core)
+        for strip in self.region.cut(self.region.height, self.strip_px):
+            for core in strip.cut(self.core_px, self.core_px):
+                row = self._origin(core.row, self.height, tile_height)
+                col = self._origin(core.col, self.width, tile_width)
+                yield Area(core, (Window(row, col, tile_height, tile_width),))
+
+    def _tile_size(self, start: int, length: int, size: int) -> int:
+        """Side of the tiles along one axis, on which the region has ``length`` pixels and the raster ``size``."""
+        off_grid = start % self.stride > 0  # then tiles begin up to a stride before the halo
+        tile_px = round_up(min(self.core_px, length), self.stride) + 2 * self.halo_px + off_grid * self.stride
+        return min(tile_px, round_up(size, self.stride))
 
     def _origin(self, core_start: int, size: int, tile_size: int) -> int:
         """First pixel of a tile along one axis: a halo before its core, moved so that the tile stays in the raster."""
         last = round_up(size, self.stride) - tile_size
-        return min(max(core_start - self.halo_px, 0), last)
+        return min(max((core_start - self.halo_px) // self.stride * self.stride, 0), last)
 
 
 def plan_tiles(
-    height: int, width: int, *, tile_px: int | None, receptive_field_px: int, stride: int, by_rows: bool = False
+    height: int,
+    width: int,
+    *,
+    tile_px: int | None,
+    receptive_field_px: int,
+    stride: int,
+    region: Window | None = None,
+    by_rows: bool = False,
 ) -> Tiling:
     """Plan exact tiles of at most ``tile_px`` pixels a side.
 
@@ -116,11 +125,13 @@ def plan_tiles(
         tile_px: side of the tile that the engine sees, halo included; if None, one whose core is ``CORE_PX``.
         receptive_field_px: side of the square of pixels that one label depends on (odd).
         stride: pixels per cell of the network's feature map.
-        by_rows: whether a strip is as wide as the raster.
+        region: the part to label; all of it if None. Off the stride grid, its tiles have a stride more.
+        by_rows: whether a strip is as wide as the region.
 
     Raises:
         ConfigError: ``tile_px`` leaves no core between the halos.
     """
+    region = region or Window(0, 0, height, width)
     halo_px = round_up(receptive_field_px // 2, stride)
     core_px = round_up(CORE_PX, stride) if tile_px is None else (tile_px - 2 * halo_px) // stride * stride
     if core_px < stride:
@@ -128,5 +139,5 @@ def plan_tiles(
             f"a tile of {tile_px} px leaves no core between two halos of {halo_px} px; "
             f"use at least {2 * halo_px + stride} px"
         )
-    strip_px = round_up(width if by_rows else _STRIP_PX, core_px)
-    return Tiling(height, width, core_px, halo_px, stride, strip_px)
+    strip_px = round_up(region.width if by_rows else _STRIP_PX, core_px)
+    return Tiling(height, width, region, core_px, halo_px, stride, strip_px)

@@ -1,5 +1,6 @@
 """A rectangle of pixels in a raster."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,17 @@ class Window(NamedTuple):
     def within(self, outer: "Window") -> "Window":
         """The same rectangle, in the coordinates of ``outer``."""
         return Window(self.row - outer.row, self.col - outer.col, self.height, self.width)
+
+    def intersection(self, other: "Window") -> "Window":
+        """What both rectangles share, of no or negative height or width if that is nothing."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        return Window(row, col, min(self.bottom, other.bottom) - row, min(self.right, other.right) - col)
+
+    def cut(self, height: int, width: int) -> Iterator["Window"]:
+        """Cut the rectangle into pieces of ``height`` x ``width``, row by row; the last of each are smaller."""
+        for row in range(self.row, self.bottom, height):
+            for col in range(self.col, self.right, width):
+                yield self.intersection(Window(row, col, height, width))
 
     def clipped(self, height: int, width: int) -> "Window":
         """The part of the window that lies inside a raster of ``height`` x ``width`` pixels."""
