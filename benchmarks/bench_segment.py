@@ -36,7 +36,7 @@ def main() -> None:
         with RasterReader(scene) as raster:
             plan = TilingOptions().plan(engine.spec, raster.height, raster.width)
             assert isinstance(plan, Tiling)
-            tiles = [raster.read(tile.window) for tile in plan]
+            tiles = [raster.read(window) for _, (window,) in plan]
         images = [pixels[None].astype(np.float32) for pixels, _ in tiles]
         engine_s, whole_s = [], []
         for _ in range(4):

@@ -17,6 +17,7 @@ from autoreg.commands.orderings import orderings
 from autoreg.commands.report import report
 from autoreg.commands.segment import segment
 from autoreg.commands.train import baseline, train
+from autoreg.commands.verify_tiling import verify_tiling
 from autoreg.errors import AutoregError, RankError
 from autoreg.optional import explain_missing
 
@@ -40,7 +41,21 @@ def cli() -> None:
     """  # noqa: D301
 
 
-for _command in (train, baseline, report, export, match, segment, evaluate, probe, info, data, orderings, demo):
+for _command in (
+    train,
+    baseline,
+    report,
+    export,
+    match,
+    segment,
+    verify_tiling,
+    evaluate,
+    probe,
+    info,
+    data,
+    orderings,
+    demo,
+):
     cli.add_command(_command)
 
 

@@ -12,7 +12,7 @@ from rio_cogeo.cogeo import cog_validate
 from autoreg.raster import cog
 from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
-from autoreg.raster.writer import write_labels
+from autoreg.raster.writer import MapFile, write_maps
 from conftest import save_raster
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -34,12 +34,18 @@ def write(folder: Path, labels: NDArray[np.uint8], core_px: int) -> Path:
     target = folder / "map.tif"
     with (
         RasterReader(source) as raster,
-        write_labels(target, like=raster, colours={0: (1, 2, 3)}, tags={"A": "b"}, overwrite=True) as out,
+        write_maps(
+            [MapFile(target, ("class",), colours={0: (1, 2, 3)})],
+            like=raster,
+            tags={"A": "b"},
+            job=bytes(32),
+            overwrite=True,
+        ) as out,
     ):
         for row in range(0, labels.shape[0], core_px):
             for col in range(0, labels.shape[1], core_px):
                 window = Window(row, col, core_px, core_px).clipped(*labels.shape)
-                out.write(labels[window.slices], window)
+                out.write([labels[window.slices][..., None]], window)
     return target
 
 
@@ -108,4 +114,4 @@ def test_a_raster_without_data_needs_hardly_any_space(tmp_path: Path) -> None:
 
 def test_a_template_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="begins with b'MM"):
-        cog.write_cog(tmp_path / "map.tif", b"MM\0*\0\0\0\x08", cog.Level(1, 1, io.BytesIO()))
+        cog.write_cog(tmp_path / "map.tif", b"MM\0*\0\0\0\x08", cog.Level(1, 1, 1, io.BytesIO()))

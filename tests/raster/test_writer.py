@@ -1,3 +1,5 @@
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +9,29 @@ from rasterio import Affine
 from rasterio.enums import ColorInterp
 from rio_cogeo.cogeo import cog_validate
 
-from autoreg.errors import OutputError
+from autoreg.errors import OutputError, RasterError
+from autoreg.raster.palette import Colour
 from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
-from autoreg.raster.writer import write_labels
+from autoreg.raster.writer import MapFile, MapWriter, write_maps
 from conftest import noise, save_raster
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+
+@contextlib.contextmanager
+def write_labels(
+    path: Path,
+    *,
+    like: RasterReader,
+    colours: dict[int, Colour],
+    tags: dict[str, str],
+    overwrite: bool,
+    resume: bool = False,
+) -> Iterator[MapWriter]:
+    files = [MapFile(path, ("class",), colours=colours)]
+    with write_maps(files, like=like, tags=tags, job=bytes(32), overwrite=overwrite, resume=resume) as writer:
+        yield writer
 
 
 def test_writes_a_valid_cog_at_the_same_place(tmp_path: Path) -> None:
@@ -28,7 +46,7 @@ def test_writes_a_valid_cog_at_the_same_place(tmp_path: Path) -> None:
         write_labels(target, like=raster, colours=colours, tags={"A": "b"}, overwrite=False) as out,
     ):
         for col in (0, 512, 1024):
-            out.write(labels[:, col : col + 512], Window(0, col, 700, min(512, 1100 - col)))
+            out.write([labels[:, col : col + 512, None]], Window(0, col, 700, min(512, 1100 - col)))
     valid, errors, warnings = cog_validate(target, strict=True)
     assert (valid, errors, warnings) == (True, [], [])
     with rasterio.open(target) as dataset:
@@ -70,11 +88,11 @@ def test_nothing_is_left_of_a_map_that_failed(tmp_path: Path) -> None:
     folder.mkdir()
     with (
         RasterReader(source) as raster,
-        pytest.raises(ZeroDivisionError),
+        pytest.raises(RasterError),
         write_labels(folder / "map.tif", like=raster, colours={}, tags={}, overwrite=False) as out,
     ):
-        out.write(np.zeros((30, 40), np.uint8), Window(0, 0, 30, 40))
-        raise ZeroDivisionError
+        out.write([np.zeros((30, 40, 1), np.uint8)], Window(0, 0, 30, 40))
+        raise RasterError
     assert list(folder.iterdir()) == []
 
 

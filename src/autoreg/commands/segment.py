@@ -2,21 +2,45 @@
 
 import json
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from autoreg.commands.options import PATH, as_json_option, command, make_folder, overwrite_option, quiet_option
-from autoreg.errors import AutoregError, OutputError
+from autoreg.errors import AutoregError, ConfigError, OutputError
+from autoreg.output import check_output
+from autoreg.spec import MapClass
 from autoreg.terminal import pixel_bar
+
+if TYPE_CHECKING:
+    from autoreg.raster.rasters import Part, Rasters
+    from autoreg.runtime.engine import Engine
+    from autoreg.runtime.pipeline import Outputs
+    from autoreg.runtime.segment import Segmented, TilingOptions
 
 SOME_FAILED = 3
 
 
-@command(epilog="autoreg segment tiles/*.tif\nautoreg segment tiles/*.tif -m base.fp16.onnx -o maps --overwrite")
+@command(
+    epilog="autoreg segment tiles/*.tif\nautoreg segment tiles/*.tif -m base.fp16.onnx -o maps --resume\n"
+    "autoreg segment tiles/*.tif --mosaic map.tif --vector map.gpkg --min-area 100"
+)
 @click.argument("tiles", nargs=-1, required=True, metavar="TILES...")
 @click.option("-m", "--model", type=PATH, default="model.onnx", show_default=True, help="Model to run.")
 @click.option("-o", "--output", type=PATH, default="out", show_default=True, help="Folder for the maps.")
+@click.option("--mosaic", type=PATH, metavar="OUT.tif", help="Write one map of all TILES instead.")
+@click.option("--confidence", is_flag=True, help="Write NAME.confidence.tif, too: how sure the model is of each label.")
+@click.option("--probabilities", is_flag=True, help="Write NAME.probabilities.tif, too: those of each class.")
+@click.option("--quicklook", is_flag=True, help="Write NAME.png, too: the map in its colours, at most 1024 px a side.")
+@click.option("--vector", type=PATH, metavar="FILE", help="Write polygons of all maps, too: .gpkg, .fgb or .parquet.")
+@click.option("--min-area", type=click.FloatRange(0), metavar="M2", help="Merge smaller polygons into a neighbour.")
+@click.option(
+    "--simplify", type=click.FloatRange(0), metavar="METRES", help="Simplify polygons; shared borders stay shared."
+)
+@click.option("--resume", is_flag=True, help="Go on where an earlier run of the same job was killed or interrupted.")
 @click.option("--tile-px", type=click.IntRange(1), help="Side of the tiles that the engine sees, halo included.")
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Tiles per call of the engine.")
 @overwrite_option
@@ -26,6 +50,14 @@ def segment(
     tiles: tuple[str, ...],
     model: Path,
     output: Path,
+    mosaic: Path | None,
+    confidence: bool,
+    probabilities: bool,
+    quicklook: bool,
+    vector: Path | None,
+    min_area: float | None,
+    simplify: float | None,
+    resume: bool,
     tile_px: int | None,
     batch_size: int,
     overwrite: bool,
@@ -34,46 +66,143 @@ def segment(
 ) -> None:
     """Write class maps of rasters.
 
-    One for each of TILES: a Cloud-Optimized GeoTIFF of uint8 labels at the same place, nodata 255.
+    One for each of TILES: a Cloud-Optimized GeoTIFF of uint8 labels at the same place, nodata 255. TILES that touch, on one
+    grid of pixels, are seen across their edges, so that their maps fit together.
 
     The labels are exactly those of one pass over the whole raster, whatever the tile size, unless the model looks at the
     whole tile (attention): then overlapping tiles are blended, and the share of labels that depend on the tiling is
     printed. A raster that fails is reported and the others are done; the exit status then is 3.
     """
+    from autoreg.raster.polygons import write_polygons
+    from autoreg.raster.rasters import Rasters
+    from autoreg.raster.vector_file import check_vector_target
     from autoreg.runtime.engine import load_engine
-    from autoreg.runtime.segment import TilingOptions, segment_raster
+    from autoreg.runtime.pipeline import Outputs
+    from autoreg.runtime.segment import TilingOptions
 
+    if vector is None and not (min_area is None and simplify is None):
+        raise ConfigError("--min-area and --simplify are about polygons; give --vector FILE, too")
     engine = load_engine(model)
-    targets = _map_paths(tiles, output, overwrite)
-    failed = 0
-    for source, target in zip(tiles, targets, strict=True):
-        start = time.perf_counter()
-        try:
-            with pixel_bar(source, quiet or as_json) as progress:
-                options = TilingOptions(tile_px, batch_size)
-                segmented = segment_raster(engine, source, target, options=options, overwrite=overwrite, progress=progress)
-        except AutoregError as error:
-            failed += 1
-            click.echo(f"autoreg: {error}", err=True)
-            continue
-        seconds = time.perf_counter() - start
-        line = {"source": source, "map": str(target), "seconds": round(seconds, 3)}
-        line |= {"tiling_dependent": round(segmented.tiling_dependent, 6)}
-        share = (
-            f": {100 * segmented.tiling_dependent:.2f} % of the labels depend on the tiling "
-            "(the model looks at the whole tile)"
-            if engine.spec.receptive_field_px is None
-            else ""
+    outputs = Outputs(confidence=confidence, probabilities=probabilities)
+    targets = _map_paths(tiles, output) if mosaic is None else [mosaic]
+    _refuse_to_lose(tiles, targets, outputs, overwrite=overwrite or resume)
+    if vector is not None:
+        check_vector_target(vector)
+        check_output(vector, overwrite=overwrite or resume)
+    make_folder(output if mosaic is None else mosaic.parent)
+    job = _Job(engine, outputs, TilingOptions(tile_px, batch_size), overwrite, resume, quicklook, as_json, quiet)
+    with Rasters(tiles, bands=len(engine.spec.bands)) as rasters:
+        done = job.run(rasters, targets, whole=mosaic is not None)
+    maps = [segmented.maps[0] for segmented in done]
+    if vector is not None and maps:
+        classes = engine.spec.classes
+        write_polygons(
+            maps, vector, classes=classes, min_area_m2=min_area, simplify_m=simplify, overwrite=overwrite or resume
         )
-        click.echo(json.dumps(line) if as_json else f"{target}{share}")
-    if failed:
-        click.echo(f"autoreg: {failed} of {len(tiles)} rasters failed", err=True)
+        if not as_json:
+            click.echo(vector)
+    if maps and not (quiet or as_json):
+        click.echo("\n".join(_summary(engine.spec.classes, done)), err=True)
+    if len(maps) < len(targets):
+        click.echo(f"autoreg: {len(targets) - len(maps)} of {len(targets)} rasters failed", err=True)
         raise click.exceptions.Exit(SOME_FAILED)
 
 
-def _map_paths(tiles: tuple[str, ...], folder: Path, overwrite: bool) -> list[Path]:
-    """Where the map of each raster goes; refuses, before any work, what would lose a file."""
-    targets = [folder / f"{Path(tile).stem}.tif" for tile in tiles]
+@dataclass(frozen=True)
+class _Job:
+    """What is to be done with each raster."""
+
+    engine: "Engine"
+    outputs: "Outputs"
+    options: "TilingOptions"
+    overwrite: bool
+    resume: bool
+    quicklook: bool
+    as_json: bool
+    quiet: bool
+
+    def run(self, rasters: "Rasters", targets: Sequence[Path], *, whole: bool) -> "list[Segmented]":
+        """Segment all rasters, and say of each what came of it; returns those that did not fail."""
+        done = []
+        names = [f"{len(rasters.paths)} rasters"] if whole else [str(path) for path in rasters.paths]
+        for index, (name, target) in enumerate(zip(names, targets, strict=True)):
+            start = time.perf_counter()
+            try:
+                segmented = self._segment(name, rasters, None if whole else index, target)
+            except AutoregError as error:
+                click.echo(f"autoreg: {error}{_kept(target)}", err=True)
+                if self.as_json:
+                    click.echo(json.dumps({"source": name, "error": str(error)}))
+                continue
+            except KeyboardInterrupt:
+                if kept := _kept(target):
+                    click.echo(f"\nautoreg: {target} is not finished{kept}", err=True)
+                raise
+            done.append(segmented)
+            seconds = time.perf_counter() - start
+            click.echo(json.dumps(self._line(name, segmented, seconds)) if self.as_json else self._words(segmented))
+        return done
+
+    def _segment(self, name: str, rasters: "Rasters", index: int | None, target: Path) -> "Segmented":
+        from autoreg.raster.attributes import write_attribute_table
+        from autoreg.raster.quicklook import write_quicklook
+        from autoreg.runtime.segment import segment_part
+
+        part: Part = rasters.whole() if index is None else rasters.part(index)
+        with pixel_bar(name, self.quiet or self.as_json) as progress:
+            segmented = segment_part(
+                self.engine,
+                part,
+                target,
+                outputs=self.outputs,
+                options=self.options,
+                overwrite=self.overwrite,
+                resume=self.resume,
+                progress=progress,
+            )
+        write_attribute_table(target, self.engine.spec.classes, segmented.class_pixels)
+        if self.quicklook:
+            write_quicklook(target, target.with_suffix(".png"), overwrite=True)
+        return segmented
+
+    def _line(self, name: str, segmented: "Segmented", seconds: float) -> dict[str, Any]:
+        areas = segmented.class_areas_m2
+        classes = [
+            {"label": item.label, "name": item.name, "pixels": segmented.class_pixels[item.label]}
+            | ({} if areas is None else {"area_m2": round(areas[item.label], 3)})
+            for item in self.engine.spec.classes
+        ]
+        return {
+            "source": name,
+            "map": str(segmented.maps[0]),
+            "further_maps": [str(path) for path in segmented.maps[1:]],
+            "seconds": round(seconds, 3),
+            "pixels": segmented.pixels,
+            "tiling_dependent": round(segmented.tiling_dependent, 6),
+            "resumed": segmented.resumed,
+            "classes": classes,
+        }
+
+    def _words(self, segmented: "Segmented") -> str:
+        share = (
+            f": {100 * segmented.tiling_dependent:.2f} % of the labels depend on the tiling "
+            "(the model looks at the whole tile)"
+            if self.engine.spec.receptive_field_px is None
+            else ""
+        )
+        return "\n".join([f"{segmented.maps[0]}{share}", *map(str, segmented.maps[1:])])
+
+
+def _kept(target: Path) -> str:
+    """What to do about a map of which blocks are kept."""
+    from autoreg.raster.journal import journal_path
+
+    return "; what is done is kept, go on with --resume" if journal_path(target).exists() else ""
+
+
+def _map_paths(tiles: Sequence[str], folder: Path) -> list[Path]:
+    """Where the map of each raster goes."""
+    targets = [folder / f"{Path(tile.partition('?')[0]).stem}.tif" for tile in tiles]
     by_target: dict[Path, str] = {}
     for tile, target in zip(tiles, targets, strict=True):
         if target in by_target:
@@ -81,11 +210,47 @@ def _map_paths(tiles: tuple[str, ...], folder: Path, overwrite: bool) -> list[Pa
                 f"{by_target[target]} and {tile} would both be written to {target}; segment them into two folders"
             )
         by_target[target] = tile
-        if target.exists() and Path(tile).exists() and target.samefile(tile):
-            raise OutputError(f"the map of {tile} would replace it; give another folder with -o")
-    present = [target for target in targets if target.exists()]
+    return targets
+
+
+def _refuse_to_lose(tiles: Sequence[str], targets: Sequence[Path], outputs: "Outputs", *, overwrite: bool) -> None:
+    """Refuse, before any work, what would lose a file."""
+    from autoreg.runtime.segment import output_paths
+
+    files = [path for target in targets for path in output_paths(target, outputs)]
+    if len(set(files)) < len(files):
+        twice = next(path for path in files if files.count(path) > 1)
+        raise OutputError(f"{twice} would be written twice; segment the rasters into two folders")
+    sources = {_identity(path): tile for tile in tiles if (path := Path(tile)).exists()}
+    present = [path for path in files if path.exists()]
+    for path in present:
+        if tile := sources.get(_identity(path)):
+            raise OutputError(f"the map {path} would replace {tile}; give another folder with -o")
     if present and not overwrite:
         more = f" (and {len(present) - 1} more)" if len(present) > 1 else ""
-        raise OutputError(f"{present[0]}{more} exists; use --overwrite to replace it, or give another folder with -o")
-    make_folder(folder)
-    return targets
+        raise OutputError(
+            f"{present[0]}{more} exists; use --overwrite to replace it, --resume to keep it if it is of the same job, "
+            f"or give another folder with -o"
+        )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _summary(classes: Sequence[MapClass], done: Sequence["Segmented"]) -> Iterator[str]:
+    """What all maps add up to: a line for each class."""
+    pixels = {item.label: sum(one.class_pixels[item.label] for one in done) for item in classes}
+    areas = [one.class_areas_m2 for one in done]
+    total = max(sum(pixels.values()), 1)
+    width = max(len(item.name) for item in classes)
+    for item in classes:
+        known = [area[item.label] for area in areas if area is not None]
+        area = _describe_area(sum(known)) if len(known) == len(areas) else ""
+        count = pixels[item.label]
+        yield f"{item.name:{width}}  {count:>15,} px  {100 * count / total:6.2f} %  {area}".rstrip()
+
+
+def _describe_area(square_metres: float) -> str:
+    return f"{square_metres / 1e6:,.2f} km2" if square_metres >= 1e6 else f"{square_metres:,.0f} m2"

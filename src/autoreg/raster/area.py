@@ -24,14 +24,14 @@ def row_areas_m2(crs: Any, transform: Any, height: int) -> NDArray[np.float64] |
 
     Args:
         crs: of rasterio, or None.
-        transform: from (col, row) to the CRS, an Affine.
+        transform: from (col, row) to the CRS, an Affine, or None.
         height: number of rows.
 
     Returns:
-        None where a row has no such area: without a CRS, with one that is neither projected nor geographic, and where the
+        None where a row has no such area: without a CRS or a transform, with one that is neither projected nor geographic, and where the
         rows do not follow the parallels of a geographic CRS or of Web Mercator.
     """
-    if crs is None or (not _is_plane(crs) and (transform.b or transform.d)):
+    if crs is None or transform is None or (not _is_plane(crs) and (transform.b or transform.d)):
         return None
     corners = to_ground(crs, transform, np.array([[0.0], [1.0]]), np.arange(height + 1.0))
     if corners is None:

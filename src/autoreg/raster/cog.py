@@ -42,7 +42,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _LONG, _LONG8 = 4, 16
 
 Block = NDArray[np.uint8]
-"""(BLOCK_PX, BLOCK_PX); nodata past the raster's edges."""
+"""(BLOCK_PX, BLOCK_PX, bands); nodata past the raster's edges."""
 
 
 class Tag(NamedTuple):
@@ -59,11 +59,14 @@ class Level:
 
     Attributes:
         height, width: in pixels.
+        bands: how many.
         file: where the blocks are.
+        offsets, sizes: where in the file the block of a row and column is, and how many bytes it has: 0 if it is nodata.
     """
 
     height: int
     width: int
+    bands: int
     file: IO[bytes]
     offsets: NDArray[np.uint64] = field(init=False)
     sizes: NDArray[np.uint32] = field(init=False)
@@ -94,6 +97,20 @@ def compress(block: Block) -> bytes | None:
     return zlib.compress(block.tobytes(), _LEVEL) if (block != NODATA_LABEL).any() else None
 
 
+def expand(content: bytes, bands: int) -> Block:
+    """The block of which ``compress`` made ``content``.
+
+    Raises:
+        ValueError: it is not a block.
+    """
+    size = BLOCK_PX * BLOCK_PX * bands
+    try:
+        block = zlib.decompressobj().decompress(content, size)
+    except zlib.error as error:
+        raise ValueError(f"a block does not decompress: {error}") from error
+    return np.frombuffer(block, np.uint8).reshape(BLOCK_PX, BLOCK_PX, bands)
+
+
 def write_cog(target: Path, template: bytes, full: Level) -> None:
     """Write ``full`` and its overviews, each half of the one before, until one fits into a block.
 
@@ -118,7 +135,7 @@ def write_cog(target: Path, template: bytes, full: Level) -> None:
 
 def _halve(level: Level, file: IO[bytes]) -> Level:
     """The overview of a level."""
-    half = Level(-(-level.height // 2), -(-level.width // 2), file)
+    half = Level(-(-level.height // 2), -(-level.width // 2), level.bands, file)
     rows, cols = level.sizes.shape
 
     def four() -> Iterator[tuple[int, int, dict[tuple[int, int], bytes]]]:
@@ -129,11 +146,11 @@ def _halve(level: Level, file: IO[bytes]) -> Level:
             yield row, col, {place: content for place, content in found.items() if content}
 
     def shrink(item: tuple[int, int, dict[tuple[int, int], bytes]]) -> bytes | None:
-        block = np.full((BLOCK_PX, BLOCK_PX), NODATA_LABEL, np.uint8)
+        block = np.full((BLOCK_PX, BLOCK_PX, level.bands), NODATA_LABEL, np.uint8)
         side = BLOCK_PX // 2
         for (down, right), content in item[2].items():
-            part = np.frombuffer(zlib.decompress(content), np.uint8).reshape(BLOCK_PX, BLOCK_PX)
-            block[down * side : (down + 1) * side, right * side : (right + 1) * side] = part[::2, ::2]
+            part = expand(content, level.bands)[::2, ::2]
+            block[down * side : (down + 1) * side, right * side : (right + 1) * side] = part
         return compress(block) if item[2] else None
 
     for (row, col, _), content in in_background(shrink, four(), depth=_READ_AHEAD_BLOCKS, threads=os.cpu_count() or 1):

@@ -26,6 +26,7 @@ Pixels = NDArray[Any]
 Valid = NDArray[np.bool_]
 """(height, width), True where a pixel is data."""
 
+_BANDS_LIMIT = 4096
 _ALPHA_PLACES = 8
 _ALPHA_PLACE_PX = 32
 _ALPHA_SHARE = 0.99
@@ -71,8 +72,8 @@ class RasterReader:
 
         Raises:
             DamagedRasterError: not an image, or GDAL cannot read it.
-            RasterError: no such file, a palette image, pixels of another type than ``dtype`` lists, or stored in blocks that
-                are too large to be read one by one.
+            RasterError: no such file, a palette image, pixels of another type than ``dtype`` lists, more than 4096 bands, or
+                blocks of more than 256 MiB.
         """
         self.path = path
         self._dataset = open_dataset(path)
@@ -93,6 +94,10 @@ class RasterReader:
         self.height: int = dataset.height
         self.width: int = dataset.width
         self._alpha: int | None = None
+        if dataset.count > _BANDS_LIMIT:
+            raise RasterError(
+                f"{self.path} has {dataset.count} bands, expected at most {_BANDS_LIMIT}; select some with gdal_translate -b"
+            )
         colours = [colour.name for colour in dataset.colorinterp]
         if "palette" in colours:
             raise RasterError(
@@ -119,7 +124,11 @@ class RasterReader:
             if expected or (bands is None and self._looks_like_alpha(dataset.count)):
                 self._alpha = dataset.count
         self._indexes = [index for index in range(1, dataset.count + 1) if index != self._alpha]
-        self.bands: tuple[str, ...] = tuple(_band_name(dataset, index, colours) for index in self._indexes)
+        self.bands: tuple[str, ...] = tuple(
+            _band_name(index, description, colour)
+            for index, (description, colour) in enumerate(zip(dataset.descriptions, colours, strict=True), 1)
+            if index != self._alpha
+        )
         nodata = [_representable(dataset.nodatavals[index - 1], self.dtype) for index in self._indexes]
         # A band without such a value has data everywhere, and so has the raster.
         self._nodata = [value for value in nodata if value is not None] if None not in nodata else []
@@ -313,7 +322,8 @@ def open_dataset(path: str | Path) -> Any:
         if Path(name).is_dir():
             raise RasterError(f"{name} is a folder, expected an image file such as {name.rstrip('/')}/*.tif")
     try:
-        with georeference_optional(), _network_options(path):
+        # rasterio compares the nodata value with what the type can hold, and numpy would warn of one that is beyond that.
+        with georeference_optional(), _network_options(path), np.errstate(over="ignore"):
             dataset = rasterio.open(name)
     except rasterio.errors.RasterioError as error:
         raise DamagedRasterError(f"{name} cannot be read as an image: {_reason(error, name)}") from error
@@ -383,11 +393,9 @@ def _place(window: Window) -> dict[str, Any]:
     return {"window": ((window.row, window.bottom), (window.col, window.right))}
 
 
-def _band_name(dataset: Any, index: int, colours: list[str]) -> str:
-    description = dataset.descriptions[index - 1]
+def _band_name(index: int, description: str | None, colour: str) -> str:
     if description:
         return str(description)
-    colour = colours[index - 1]
     return colour if colour not in ("undefined", "gray", "alpha") else f"band{index}"
 
 
@@ -396,9 +404,7 @@ def _representable(value: float | None, dtype: str) -> float | int | None:
     if value is None or not math.isfinite(value):  # pixels that are not finite are no data anyway
         return None
     if dtype == "float32":
-        with np.errstate(over="ignore"):
-            nearest = float(np.float32(value))
-        return nearest if math.isfinite(nearest) else None
+        return float(np.float32(value))
     limits = np.iinfo(dtype)
     return int(value) if value == int(value) and limits.min <= value <= limits.max else None
 

@@ -1,107 +1,276 @@
-"""Write class maps: Cloud-Optimized GeoTIFFs of uint8 labels."""
+"""Write class maps: Cloud-Optimized GeoTIFFs of uint8 labels, and of how sure the model is of them."""
 
 import contextlib
-import tempfile
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoreg.errors import RasterError
+from autoreg.errors import OutputError, RasterError
 from autoreg.optional import require
-from autoreg.output import atomic_output
-from autoreg.raster.cog import BLOCK_PX, Level, compress, write_cog
+from autoreg.output import atomic_output, check_output, remove_leftovers
+from autoreg.raster.area import row_areas_m2
+from autoreg.raster.cog import BLOCK_PX, Block, compress, write_cog
+from autoreg.raster.imagery import Imagery
+from autoreg.raster.journal import Journal, open_journal
 from autoreg.raster.palette import Colour
-from autoreg.raster.reader import RasterReader, georeference_optional
+from autoreg.raster.reader import georeference_optional, open_dataset
 from autoreg.raster.window import Window
 from autoreg.spec import NODATA_LABEL
 
-_TEMPLATE = {"driver": "GTiff", "count": 1, "dtype": "uint8", "nodata": NODATA_LABEL, "compress": "deflate"}
+_TEMPLATE = {"driver": "GTiff", "dtype": "uint8", "nodata": NODATA_LABEL, "compress": "deflate", "interleave": "pixel"}
 _TEMPLATE |= {"tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX}
-_TEMPLATE |= {"sparse_ok": True, "bigtiff": "no", "endianness": "little"}
+_TEMPLATE |= {"sparse_ok": True, "bigtiff": "no", "endianness": "little", "photometric": "minisblack"}
+
+_JOB_TAG, _TOTALS_TAG = "AUTOREG_JOB_SHA256", "AUTOREG_TOTALS"
+
+Part = NDArray[np.uint8]
+"""(height, width, bands): some pixels of a map."""
 
 
-class LabelWriter:
-    """A class map that is being written; see ``write_labels``. Use it from one thread at a time."""
+@dataclass(frozen=True)
+class MapFile:
+    """A map to write; nodata is 255 in each band.
 
-    def __init__(self, level: Level) -> None:
-        self._level = level
-        self._begun: dict[tuple[int, int], NDArray[np.uint8]] = {}
-        self._missing: dict[tuple[int, int], int] = {}
+    Attributes:
+        path: ``.tif``.
+        bands: description of each.
+        colours: of the labels, if it holds labels: the colour table has them, and nodata is transparent.
+        scale: what a pixel's value is multiplied with to say what it means.
+    """
 
-    def write(self, labels: NDArray[np.uint8], window: Window) -> None:
-        """Write ``labels`` (height, width) at ``window``, each pixel once. Pixels that are never written are nodata.
+    path: Path
+    bands: tuple[str, ...]
+    colours: Mapping[int, Colour] | None = None
+    scale: float = 1.0
 
-        A block is compressed when its last pixel is there, so windows that are whole blocks are written fastest.
+
+@dataclass
+class Totals:
+    """What the labels of a map add up to.
+
+    Attributes:
+        pixels: (256,) of each label, nodata too.
+        areas_m2: (256,) likewise, on the ground; None where it is not known how large a pixel is.
+        tiling_dependent: how many labels depend on the tiling.
+    """
+
+    pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+    areas_m2: NDArray[np.float64] | None = None
+    tiling_dependent: float = 0.0
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        areas = None if self.areas_m2 is None else self.areas_m2.tolist()
+        return json.dumps({"pixels": self.pixels.tolist(), "areas_m2": areas, "tiling_dependent": self.tiling_dependent})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What ``to_json`` gave.
+
+        Raises:
+            ValueError: it is something else.
         """
-        for row in range(window.row // BLOCK_PX, -(-window.bottom // BLOCK_PX)):
-            for col in range(window.col // BLOCK_PX, -(-window.right // BLOCK_PX)):
-                self._write_block(row, col, labels, window)
+        try:
+            found = json.loads(text)
+            pixels = np.array(found["pixels"], np.int64)
+            areas = None if found["areas_m2"] is None else np.array(found["areas_m2"], np.float64)
+            totals = cls(pixels, areas, float(found["tiling_dependent"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no totals of a map: {text[:40]!r}") from error
+        if pixels.shape != (256,) or (areas is not None and areas.shape != (256,)):
+            raise ValueError(f"the totals are of {pixels.shape} labels, expected 256")
+        return totals
 
-    def _write_block(self, row: int, col: int, labels: NDArray[np.uint8], window: Window) -> None:
-        place = row, col
-        whole = Window(row * BLOCK_PX, col * BLOCK_PX, BLOCK_PX, BLOCK_PX).clipped(self._level.height, self._level.width)
-        if place not in self._begun:
-            self._begun[place] = np.full((BLOCK_PX, BLOCK_PX), NODATA_LABEL, np.uint8)
-            self._missing[place] = whole.height * whole.width
-        top, left = max(window.row, whole.row), max(window.col, whole.col)
-        part = Window(top, left, min(window.bottom, whole.bottom) - top, min(window.right, whole.right) - left)
-        self._begun[place][part.within(whole).slices] = labels[part.within(window).slices]
-        self._missing[place] -= part.height * part.width
-        if self._missing[place] == 0:
-            self._finish(place)
 
-    def _finish(self, place: tuple[int, int]) -> None:
-        self._level.put(*place, compress(self._begun.pop(place)))
+@dataclass
+class _Begun:
+    """A block of which pixels are missing."""
+
+    blocks: list[Block]
+    missing: int
+    tiling_dependent: float = 0.0
+
+
+class MapWriter:
+    """Maps of one raster that are being written; see ``write_maps``. Use it from one thread at a time.
+
+    Attributes:
+        totals: of the blocks of the first map that are finished.
+    """
+
+    def __init__(self, journal: Journal, row_areas: NDArray[np.float64] | None) -> None:
+        self._journal = journal
+        self._row_areas = row_areas
+        self._begun: dict[tuple[int, int], _Begun] = {}
+        self.totals = Totals(areas_m2=None if row_areas is None else np.zeros(256))
+
+    def write(self, parts: Sequence[Part] | None, window: Window, tiling_dependent: float = 0.0) -> None:
+        """Write the pixels of each map at ``window``, each pixel once.
+
+        A block is compressed when its last pixel is there, so windows that are whole blocks are written fastest. Blocks that
+        an earlier process has finished stay as they are.
+
+        Args:
+            parts: (window.height, window.width, bands) of each map; None for nodata.
+            window: of the maps.
+            tiling_dependent: how many of the labels depend on the tiling.
+        """
+        for row, col, whole in self._blocks_of(window):
+            if not self._journal.has(row, col):
+                self._write_block((row, col), whole, parts, window, tiling_dependent)
+
+    def is_done(self, window: Window) -> bool:
+        """Whether all pixels of ``window`` are in blocks that are finished."""
+        return all(self._journal.has(row, col) for row, col, _ in self._blocks_of(window))
 
     def finish(self) -> None:
         """Write the blocks that have pixels missing."""
-        for place in list(self._begun):
-            self._finish(place)
+        for place, begun in list(self._begun.items()):
+            self._finish_block(place, begun)
+
+    def take(self, row: int, col: int, blocks: Sequence[Block | None], tiling_dependent: float) -> None:
+        """Count the labels of a finished block."""
+        whole = self._block(row, col)
+        labels = np.empty(0, np.uint8) if blocks[0] is None else blocks[0][: whole.height, : whole.width, 0]
+        counts = np.bincount(labels.ravel(), minlength=256)
+        self.totals.pixels += counts
+        self.totals.pixels[NODATA_LABEL] += whole.height * whole.width - labels.size
+        self.totals.tiling_dependent += tiling_dependent
+        if self.totals.areas_m2 is not None and self._row_areas is not None and labels.size:
+            areas = self._row_areas[whole.row : whole.bottom]
+            if areas[0] == areas[-1]:
+                self.totals.areas_m2 += areas[0] * counts
+            else:
+                weights = np.broadcast_to(areas[:, None], labels.shape)
+                self.totals.areas_m2 += np.bincount(labels.ravel(), weights.ravel(), minlength=256)
+
+    def _blocks_of(self, window: Window) -> Iterator[tuple[int, int, Window]]:
+        for row in range(window.row // BLOCK_PX, -(-window.bottom // BLOCK_PX)):
+            for col in range(window.col // BLOCK_PX, -(-window.right // BLOCK_PX)):
+                yield row, col, self._block(row, col)
+
+    def _block(self, row: int, col: int) -> Window:
+        level = self._journal.levels[0]
+        return Window(row * BLOCK_PX, col * BLOCK_PX, BLOCK_PX, BLOCK_PX).clipped(level.height, level.width)
+
+    def _write_block(
+        self,
+        place: tuple[int, int],
+        whole: Window,
+        parts: Sequence[Part] | None,
+        window: Window,
+        tiling_dependent: float,
+    ) -> None:
+        part = window.intersection(whole)
+        if place not in self._begun:
+            empty = [np.full((BLOCK_PX, BLOCK_PX, level.bands), NODATA_LABEL, np.uint8) for level in self._journal.levels]
+            self._begun[place] = _Begun(empty, whole.height * whole.width)
+        begun = self._begun[place]
+        if parts is not None:
+            for block, pixels in zip(begun.blocks, parts, strict=True):
+                block[part.within(whole).slices] = pixels[part.within(window).slices]
+        share = part.height * part.width / (window.height * window.width)
+        begun.tiling_dependent += share * tiling_dependent
+        begun.missing -= part.height * part.width
+        if begun.missing == 0:
+            self._finish_block(place, begun)
+
+    def _finish_block(self, place: tuple[int, int], begun: _Begun) -> None:
+        del self._begun[place]
+        self._journal.put(*place, [compress(block) for block in begun.blocks], begun.tiling_dependent)
+        self.take(*place, begun.blocks, begun.tiling_dependent)
 
 
 @contextlib.contextmanager
-def write_labels(
-    path: Path, *, like: RasterReader, colours: Mapping[int, Colour], tags: Mapping[str, str], overwrite: bool
-) -> Iterator[LabelWriter]:
-    """Write a class map of the size and place of ``like``; it appears at ``path`` when the block ends without error.
+def write_maps(
+    files: Sequence[MapFile],
+    *,
+    like: Imagery,
+    tags: Mapping[str, str],
+    job: bytes,
+    overwrite: bool,
+    resume: bool = False,
+) -> Iterator[MapWriter]:
+    """Write maps of the size and place of ``like``; they appear when the block ends without error, the first one last.
 
-    The blocks go compressed to a file without a name, so that nothing is left of it if the process is killed, and are put in
-    the order of a Cloud-Optimized GeoTIFF at the end.
+    The blocks go compressed to a journal (``raster/journal.py``), and are put in the order of a Cloud-Optimized GeoTIFF at
+    the end.
 
     Args:
-        path: of the map, ``.tif``.
+        files: the maps; the first holds the labels, as its only band.
         like: the raster that is being labelled.
-        colours: of the labels that the map may hold; the colour table has them, and nodata (255) is transparent.
         tags: provenance, written as TIFF metadata.
-        overwrite: replace an existing file.
+        job: digest of all that a pixel of the maps depends on, 32 bytes; it is one of the tags.
+        overwrite: replace existing files, and what an earlier process has begun.
+        resume: keep what an earlier process of the same job has begun.
 
     Raises:
-        OutputError: it exists already, or cannot be written.
+        OutputError: a map exists already, cannot be written, or is being written by another process.
         RasterError: GDAL cannot write down where the map lies.
     """
-    with atomic_output(path, overwrite=overwrite) as target, tempfile.TemporaryFile(dir=path.parent) as spool:
-        template = _template(path, like, colours, tags)
-        level = Level(like.height, like.width, spool)
-        writer = LabelWriter(level)
-        yield writer
-        writer.finish()
-        write_cog(target, template, level)
-    path.with_name(path.name + ".aux.xml").unlink(missing_ok=True)  # of a file that was here before
+    for file in files:
+        check_output(file.path, overwrite=overwrite)
+    first = files[0].path
+    try:
+        for file in files:
+            _template(file, like, tags)  # what cannot be written is to be known before the work
+        shapes = [(like.height, like.width, len(file.bands)) for file in files]
+        with open_journal(first, job, shapes, overwrite=overwrite, resume=resume) as (journal, begun):
+            place = like.georeference
+            writer = MapWriter(journal, row_areas_m2(place.get("crs"), place.get("transform"), like.height))
+            if begun:
+                journal.replay(writer.take)
+            yield writer
+            writer.finish()
+            totals = {_JOB_TAG: job.hex(), _TOTALS_TAG: writer.totals.to_json()}
+            templates = [_template(file, like, {**tags, **totals}) for file in files]
+            _assemble(files, templates, journal, overwrite=overwrite)
+    except OSError as error:
+        raise OutputError(f"{first} was not written: {error.strerror or error}") from error
 
 
-def _template(path: Path, like: RasterReader, colours: Mapping[int, Colour], tags: Mapping[str, str]) -> bytes:
+def read_totals(path: Path, job: bytes) -> Totals | None:
+    """What the map at ``path`` adds up to; None if it is not there, or not of ``job``."""
+    if not path.is_file():
+        return None
+    try:
+        with open_dataset(path) as dataset:
+            tags = dataset.tags()
+        return Totals.from_json(tags[_TOTALS_TAG]) if tags.get(_JOB_TAG) == job.hex() else None
+    except (RasterError, KeyError, ValueError):
+        return None
+
+
+def _assemble(files: Sequence[MapFile], templates: Sequence[bytes], journal: Journal, *, overwrite: bool) -> None:
+    with ExitStack() as stack:
+        for file, template, level in zip(files, templates, journal.levels, strict=True):
+            remove_leftovers(file.path)
+            target = stack.enter_context(atomic_output(file.path, overwrite=overwrite))
+            write_cog(target, template, level)
+    for file in files:
+        file.path.with_name(file.path.name + ".aux.xml").unlink(missing_ok=True)  # of a file that was here before
+
+
+def _template(file: MapFile, like: Imagery, tags: Mapping[str, str]) -> bytes:
     """The map without its pixels, as GDAL writes it."""
     rasterio = require("rasterio")
-    table = {label: (*colour, 255) for label, colour in colours.items()} | {NODATA_LABEL: (0, 0, 0, 0)}
-    profile = _TEMPLATE | {"height": like.height, "width": like.width} | like.georeference
+    profile = _TEMPLATE | {"height": like.height, "width": like.width, "count": len(file.bands)} | like.georeference
     try:
         with georeference_optional(), rasterio.MemoryFile() as memory:
             with memory.open(**profile) as dataset:
-                dataset.write_colormap(1, table)
-                dataset.set_band_description(1, "class")
+                if file.colours is not None:
+                    table = {label: (*colour, 255) for label, colour in file.colours.items()}
+                    dataset.write_colormap(1, table | {NODATA_LABEL: (0, 0, 0, 0)})
+                dataset.descriptions = file.bands
+                if file.scale != 1:
+                    dataset.scales = (file.scale,) * len(file.bands)
                 dataset.update_tags(**tags)
             return bytes(memory.read())
     except rasterio.errors.RasterioError as error:
-        raise RasterError(f"{path} was not written: {error}") from error
+        raise RasterError(f"{file.path} was not written: {error}") from error

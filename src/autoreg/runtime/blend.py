@@ -1,6 +1,6 @@
 """Blend what an engine said about overlapping tiles into labels, and measure how much depends on the tiling."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,16 +18,37 @@ class Answer(NamedTuple):
 
     Attributes:
         labels: (H, W), clusters 0 .. K-1.
-        logits: (K, H / stride, W / stride).
+        logits: (K, H / stride, W / stride); None if nobody asked for them.
         valid: (H, W), True where a pixel is data.
     """
 
     labels: Labels
-    logits: Logits
+    logits: Logits | None
     valid: NDArray[np.bool_]
 
 
-def blend(core: Window, answers: Mapping[Window, Answer], stride: int, labels_of: NDArray[np.uint8]) -> tuple[Labels, float]:
+class Blended(NamedTuple):
+    """What the answers about overlapping tiles say together.
+
+    Attributes:
+        labels: (h, w), 255 where a pixel is no data.
+        probabilities: (K, h, w), of the clusters; None if nobody asked for them.
+        tiling_dependent: how many labels depend on the tiling.
+    """
+
+    labels: Labels
+    probabilities: NDArray[np.float32] | None
+    tiling_dependent: float
+
+
+def blend(
+    core: Window,
+    answers: Mapping[Window, Answer | None],
+    stride: int,
+    labels_of: NDArray[np.uint8],
+    *,
+    with_probabilities: int | None = None,
+) -> Blended:
     """Label ``core`` from the tiles that cover it.
 
     A pixel's label is that of the most probable cluster of the weighted mean of the covering tiles' probabilities; where all
@@ -37,41 +58,52 @@ def blend(core: Window, answers: Mapping[Window, Answer], stride: int, labels_of
 
     Args:
         core: the pixels to label.
-        answers: by the tile's place; every pixel of ``core`` is covered.
+        answers: by the tile's place; every pixel of ``core`` is covered. None stands for a tile without data.
         stride: pixels per cell of the logits.
         labels_of: label of each cluster, (256,).
-
-    Returns:
-        (core.height, core.width) labels, 255 where a pixel is no data; and the dependence, summed over the pixels with data.
+        with_probabilities: the number of clusters, if their probabilities are wanted, too.
     """
-    labels = np.empty((core.height, core.width), np.uint8)
+    labels = np.full((core.height, core.width), NODATA_LABEL, np.uint8)
+    wanted = None if with_probabilities is None else np.zeros((with_probabilities, *labels.shape), np.float32)
     dependence = 0.0
     for cell, tiles in cells(core, answers):
-        valid = answers[tiles[0]].valid[cell.within(tiles[0]).slices]
-        own = labels_of.take([answers[tile].labels[cell.within(tile).slices] for tile in tiles])
+        covering = [(tile, answer) for tile in tiles if (answer := answers[tile]) is not None]
+        if len(covering) < len(tiles):
+            continue  # one of the tiles has no data at all, so there is none here
+        inside = cell.within(core).slices
+        valid = covering[0][1].valid[cell.within(covering[0][0]).slices]
+        own = labels_of.take([answer.labels[cell.within(tile).slices] for tile, answer in covering])
         label = own[0]
         # Where all tiles agree, so does their mean, and its rounding must not have a say.
         disputed = (own != label).any(axis=0) & valid
-        if disputed.any():
+        if disputed.any() or wanted is not None:
             weight = np.stack([weights(tile, cell) for tile in tiles])
-            label = np.where(disputed, labels_of.take(_most_probable(cell, tiles, weight, answers, stride)), label)
+            mean = _mean(cell, covering, weight, stride)
+            label = np.where(disputed, labels_of.take(mean.argmax(axis=0)), label)
             share = (weight * (own != label)).sum(axis=0) / weight.sum(axis=0)
             dependence += float(share.sum(where=disputed, dtype=np.float64))
-        labels[cell.within(core).slices] = np.where(valid, label, np.uint8(NODATA_LABEL))
-    return labels, dependence
+            if wanted is not None:
+                wanted[:, *inside] = mean
+        labels[inside] = np.where(valid, label, np.uint8(NODATA_LABEL))
+    return Blended(labels, wanted, dependence)
 
 
-def _most_probable(
-    cell: Window, tiles: list[Window], weight: NDArray[np.float32], answers: Mapping[Window, Answer], stride: int
-) -> Labels:
-    """The most probable cluster of the weighted mean. (tiles, h, w) weights to (h, w)."""
-    total = np.zeros((len(answers[tiles[0]].logits), cell.height, cell.width), np.float32)
-    for tile, tile_weight in zip(tiles, weight, strict=True):
-        total += tile_weight * _probabilities_within(cell.within(tile), answers[tile].logits, stride)
-    return np.asarray(total.argmax(axis=0), np.uint8)
+def _mean(
+    cell: Window, covering: Sequence[tuple[Window, Answer]], weight: NDArray[np.float32], stride: int
+) -> NDArray[np.float32]:
+    """The weighted mean of the probabilities: (tiles, h, w) weights to (K, h, w)."""
+    parts = (
+        tile_weight * probabilities_within(cell.within(tile), answer.logits, stride)
+        for (tile, answer), tile_weight in zip(covering, weight, strict=True)
+        if answer.logits is not None
+    )
+    total = next(parts)
+    for part in parts:
+        total += part
+    return np.asarray(total / weight.sum(axis=0), np.float32)
 
 
-def _probabilities_within(part: Window, logits: Logits, stride: int) -> NDArray[np.float32]:
+def probabilities_within(part: Window, logits: Logits, stride: int) -> NDArray[np.float32]:
     """Probabilities of a part of a tile, (K, part.height, part.width): the upsampling looks only one cell around."""
     top, left = max(part.row // stride - 1, 0), max(part.col // stride - 1, 0)
     bottom, right = (-(-end // stride) + 1 for end in (part.bottom, part.right))

@@ -1,32 +1,34 @@
-"""Segment an array or a raster of any size, tile by tile.
+"""Segment an array or rasters of any size, tile by tile.
 
 The labels are those of one pass over the whole, unless the model looks at the whole tile: then tiles overlap and blend.
 """
 
 import dataclasses
-import itertools
+import hashlib
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoreg.errors import RasterError
-from autoreg.raster.background import in_background
-from autoreg.raster.blending import Area, Blending, plan_blending
+from autoreg.raster.blending import Blending, plan_blending
 from autoreg.raster.statistics import Read, match_scene
 from autoreg.raster.tiling import Tiling, plan_tiles
 from autoreg.raster.window import Window
-from autoreg.runtime.blend import Answer, blend
-from autoreg.runtime.engine import Engine, Labels, Logits
+from autoreg.runtime.engine import Engine
+from autoreg.runtime.pipeline import PROBABILITY_SCALE, Job, Outputs, run
 from autoreg.spec import NODATA_LABEL, ModelSpec
 
-_READ_AHEAD_BATCHES = 2
-_BEHIND_PARTS = 4
+if TYPE_CHECKING:
+    from autoreg.raster.rasters import Part
+    from autoreg.raster.writer import MapFile, Totals
+
+Progress = Callable[[int, int], None]
+"""Called with the pixels done and the pixels in all, after each part."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,28 @@ class TilingOptions:
     tile_px: int | None = None
     batch_size: int = 1
 
-    def plan(self, spec: ModelSpec, height: int, width: int, *, by_rows: bool = False) -> Tiling | Blending:
+    def plan(
+        self, spec: ModelSpec, height: int, width: int, *, region: Window | None = None, by_rows: bool = False
+    ) -> Tiling | Blending:
         """The tiles of a raster of ``height`` x ``width`` px for a model: exact ones if its receptive field is finite.
 
-        ``by_rows``: the raster stores its rows whole, so that exact tiles should go along them.
+        Args:
+            spec: of the model.
+            height: of the raster.
+            width: of the raster.
+            region: the part to label; all of it if None.
+            by_rows: the raster stores its rows whole, so that exact tiles should go along them.
         """
         if spec.receptive_field_px is None:
             tile_px = spec.crop_px if self.tile_px is None else self.tile_px
-            return plan_blending(height, width, tile_px=tile_px, stride=spec.stride)
+            return plan_blending(height, width, tile_px=tile_px, stride=spec.stride, region=region)
         return plan_tiles(
             height,
             width,
             tile_px=self.tile_px,
             receptive_field_px=spec.receptive_field_px,
             stride=spec.stride,
+            region=region,
             by_rows=by_rows,
         )
 
@@ -65,26 +75,22 @@ class Segmented:
     """What ``segment_raster`` wrote.
 
     Attributes:
+        maps: the files; the first is the map of labels.
         pixels: how many were labelled: those with data.
         tiling_dependent: share of their labels, 0..1, that depend on how the raster was cut: 0 if the model's receptive
             field is finite. Else the mean over the pixels of the share of covering tiles, each counted with its weight in
             the blend, whose own label is not the blended one. Pixels that one tile covers, as in a corner, count as 0.
+        class_pixels: of each label, how many pixels have it.
+        class_areas_m2: likewise, their area on the ground; None where the CRS does not say how large a pixel is.
+        resumed: whether an earlier process had begun or finished it.
     """
 
+    maps: tuple[Path, ...]
     pixels: int
     tiling_dependent: float
-
-
-class _Done(NamedTuple):
-    """A part of a raster that is labelled: its pixels, those with data, and how many of these depend on the tiling."""
-
-    pixels: int
-    labelled: int
-    tiling_dependent: float
-
-
-Put = Callable[[Labels, Window], None]
-"""Takes the labels of a part of the raster, and its place; called in a background thread, one part after the other."""
+    class_pixels: dict[int, int]
+    class_areas_m2: dict[int, float] | None
+    resumed: bool = False
 
 
 def segment_array(
@@ -118,14 +124,16 @@ def segment_array(
     data = np.isfinite(image).all(axis=0) if valid is None else valid
     if data.shape != (height, width):
         raise RasterError(f"valid has shape {data.shape}, expected {(height, width)}, the image's")
-    labels = np.empty((height, width), np.uint8)
+    labels = np.full((height, width), NODATA_LABEL, np.uint8)
     read = scene_reader(engine.spec, array_reader(image, data), height, width)
     options = options or TilingOptions()
 
-    def put(part: Labels, core: Window) -> None:
-        labels[core.slices] = part
+    def put(parts: Sequence[NDArray[np.uint8]] | None, core: Window, _tiling_dependent: float) -> None:
+        if parts is not None:
+            labels[core.slices] = parts[0][..., 0]
 
-    for _ in _segment_tiles(engine, options.plan(engine.spec, height, width), read, options.batch_size, put):
+    plan = options.plan(engine.spec, height, width)
+    for _ in run(Job(engine, plan, read, _never, _never, put, Outputs(), options.batch_size)):
         pass
     return labels
 
@@ -135,59 +143,134 @@ def segment_raster(
     source: str | Path,
     target: str | Path,
     *,
+    neighbours: Sequence[str | Path] = (),
+    outputs: Outputs | None = None,
     options: TilingOptions | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> Segmented:
     """Segment a raster file into a class map of the same size and place, holding some tiles in memory.
 
     The map is a Cloud-Optimized GeoTIFF of uint8 labels with a colour table, nodata 255 where the source has no data, and
     tags that say which model made it, and, in ``AUTOREG_CLASSES``, what the labels mean: the classes of its spec, as JSON.
+    The other ``outputs`` are beside it, ``<name>.confidence.tif`` and ``<name>.probabilities.tif``.
 
     Args:
         engine: from ``load_engine``.
         source: a raster that GDAL opens.
         target: the map to write, ``.tif``; it appears when it is complete.
+        neighbours: further rasters: those that touch ``source`` and whose pixels lie on its grid are looked at across its
+            edges, so that the maps of them all fit together.
+        outputs: which maps to write besides the labels.
         options: how to cut it; see there what depends on this.
         overwrite: replace ``target`` if it exists.
-        progress: called with the pixels done and the pixels in all, after each tile.
+        resume: go on from what an earlier process, killed or interrupted, has done of the same job; leave a map of the same
+            job as it is.
+        progress: called with the pixels done and the pixels in all, after each part.
 
     Returns:
-        How many pixels were labelled, and the share of labels that depend on the tiling.
+        What was written, and what it adds up to.
 
     Raises:
-        RasterError: ``source`` cannot be read, or does not have the model's bands or type.
+        RasterError: ``source`` cannot be read, changed meanwhile, or does not have the model's bands or type.
         OutputError: ``target`` exists or cannot be written.
         EngineError: the engine failed.
     """
-    from autoreg.optional import require
-    from autoreg.raster.reader import RasterReader
-    from autoreg.raster.writer import write_labels
+    from autoreg.raster.rasters import Rasters
 
-    spec, options = engine.spec, options or TilingOptions()
-    with RasterReader(source, bands=len(spec.bands)) as raster:
-        _check_raster(raster.path, raster.bands, raster.dtype, spec)
-        plan = options.plan(spec, raster.height, raster.width, by_rows=raster.stores_rows)
-        done, labelled, dependent, total = 0, 0, 0.0, raster.height * raster.width
-        cache = raster.cache_bytes(plan.tile_shape[0], plan.strip_px + plan.tile_shape[1])
-        with (
-            require("rasterio").Env(GDAL_CACHEMAX=cache),
-            write_labels(
-                Path(target),
-                like=raster,
-                colours={item.label: item.rgb for item in spec.classes},
-                tags=_provenance(engine),
-                overwrite=overwrite,
-            ) as writer,
-        ):
-            read = scene_reader(spec, raster.read, raster.height, raster.width)
-            for part in _segment_tiles(engine, plan, read, options.batch_size, writer.write):
-                labelled += part.labelled
-                dependent += part.tiling_dependent
-                done += part.pixels
-                if progress:
-                    progress(done, total)
-    return Segmented(labelled, dependent / max(labelled, 1))
+    with Rasters([source, *neighbours], bands=len(engine.spec.bands)) as rasters:
+        return segment_part(
+            engine,
+            rasters.part(0),
+            Path(target),
+            outputs=outputs,
+            options=options,
+            overwrite=overwrite,
+            resume=resume,
+            progress=progress,
+        )
+
+
+def segment_part(
+    engine: Engine,
+    part: "Part",
+    target: Path,
+    *,
+    outputs: Outputs | None = None,
+    options: TilingOptions | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Segmented:
+    """Segment one raster of many, or many as one; otherwise as ``segment_raster``.
+
+    Args:
+        engine: from ``load_engine``.
+        part: from ``Rasters``, which has to stay open.
+        target: the map to write.
+        outputs: as in ``segment_raster``.
+        options: as in ``segment_raster``.
+        overwrite: as in ``segment_raster``.
+        resume: as in ``segment_raster``.
+        progress: as in ``segment_raster``.
+    """
+    from autoreg.optional import require
+    from autoreg.raster.imagery import cache_bytes
+    from autoreg.raster.writer import write_maps
+
+    spec, options, outputs = engine.spec, options or TilingOptions(), outputs or Outputs()
+    imagery = part.imagery
+    _check_imagery(part.name, imagery.bands, imagery.dtype, spec)
+    by_rows = imagery.block_shape[1] >= part.place.width
+    plan = options.plan(spec, imagery.height, imagery.width, region=part.region, by_rows=by_rows)
+    sources = part.sources(None if spec.normalisation == "scene" else max(plan.tile_shape))
+    job = _job_digest(engine, part, sources, plan, outputs)
+    files = _map_files(spec, target, outputs)
+    if resume and (finished := _finished(files, job, spec)):
+        return finished
+    done, total = 0, part.region.height * part.region.width
+    with (
+        require("rasterio").Env(GDAL_CACHEMAX=cache_bytes(imagery, plan.tile_shape[0], plan.strip_px + plan.tile_shape[1])),
+        write_maps(
+            files, like=part.place, tags=_provenance(engine, part), job=job, overwrite=overwrite, resume=resume
+        ) as writer,
+    ):
+        begun = bool(writer.totals.pixels.any())
+        read = scene_reader(spec, imagery.read, imagery.height, imagery.width)
+
+        def put(parts: Sequence[NDArray[np.uint8]] | None, core: Window, tiling_dependent: float) -> None:
+            writer.write(parts, core.within(part.region), tiling_dependent)
+
+        def is_done(core: Window) -> bool:
+            return writer.is_done(core.within(part.region))
+
+        for pixels in run(Job(engine, plan, read, imagery.is_empty, is_done, put, outputs, options.batch_size)):
+            done += pixels
+            if progress:
+                progress(done, total)
+        if job != _job_digest(engine, part, sources, plan, outputs):
+            raise RasterError(f"{part.name} changed while it was segmented, so there is no map of it; segment it again")
+    return _segmented(files, writer.totals, spec, resumed=begun)
+
+
+def _map_files(spec: ModelSpec, target: Path, outputs: Outputs) -> "list[MapFile]":
+    """The files to write for ``target``, the map of labels first."""
+    from autoreg.raster.writer import MapFile
+
+    labels, *further = output_paths(target, outputs)
+    bands = [("confidence",)] if outputs.confidence else []
+    bands += [tuple(item.name for item in spec.classes)] if outputs.probabilities else []
+    return [
+        MapFile(labels, ("class",), colours={item.label: item.rgb for item in spec.classes}),
+        *(MapFile(path, names, scale=PROBABILITY_SCALE) for path, names in zip(further, bands, strict=True)),
+    ]
+
+
+def output_paths(target: Path, outputs: Outputs) -> list[Path]:
+    """The maps to write for ``target``, ``maps/a.tif``: itself, then ``maps/a.confidence.tif`` and the like."""
+    wanted = [name for name, value in dataclasses.asdict(outputs).items() if value]
+    return [target, *(target.with_name(f"{target.stem}.{name}{target.suffix}") for name in wanted)]
 
 
 def array_reader(image: NDArray[Any], valid: NDArray[np.bool_]) -> Read:
@@ -222,20 +305,44 @@ def scene_reader(spec: ModelSpec, read: Read, height: int, width: int) -> Read:
     return read_rescaled
 
 
-def _check_raster(path: str | Path, bands: tuple[str, ...], dtype: str, spec: ModelSpec) -> None:
+def _never(_window: Window) -> bool:
+    return False
+
+
+def _check_imagery(name: str, bands: tuple[str, ...], dtype: str, spec: ModelSpec) -> None:
     if len(bands) != len(spec.bands):
         raise RasterError(
-            f"{path} has {len(bands)} {'band' if len(bands) == 1 else 'bands'} ({', '.join(bands)}), "
+            f"{name} has {len(bands)} {'band' if len(bands) == 1 else 'bands'} ({', '.join(bands)}), "
             f"but the model expects {len(spec.bands)} ({', '.join(spec.bands)})"
         )
     if dtype != spec.dtype:
         raise RasterError(
-            f"{path} has pixels of type {dtype}, but the model was trained on {spec.dtype}, "
+            f"{name} has pixels of type {dtype}, but the model was trained on {spec.dtype}, "
             f"which has another range of values; convert it with gdal_translate -ot, scaled as in the training"
         )
 
 
-def _provenance(engine: Engine) -> dict[str, str]:
+def _job_digest(
+    engine: Engine, part: "Part", sources: Sequence[str | Path], plan: Tiling | Blending, outputs: Outputs
+) -> bytes:
+    """Digest of all that a pixel of the maps depends on: 32 bytes."""
+    from autoreg import __version__
+    from autoreg.raster.fingerprint import fingerprint
+
+    job = {
+        "version": __version__,
+        "model": engine.model_digest,
+        "engine": engine.device,
+        "sources": [fingerprint(source) for source in sources],
+        "places": [window for _, window in part.members],
+        "region": part.region,
+        "tile_px": plan.tile_px if isinstance(plan, Blending) else None,
+        "outputs": dataclasses.asdict(outputs),
+    }
+    return hashlib.sha256(json.dumps(job).encode()).digest()
+
+
+def _provenance(engine: Engine, part: "Part") -> dict[str, str]:
     from autoreg import __version__
 
     spec = engine.spec
@@ -245,138 +352,32 @@ def _provenance(engine: Engine) -> dict[str, str]:
         "AUTOREG_CHECKPOINT_SHA256": spec.checkpoint_digest,
         "AUTOREG_PRECISION": spec.precision,
         "AUTOREG_ENGINE": engine.device,
+        "AUTOREG_SOURCE": Path(part.name).name,
         "AUTOREG_CLASSES": json.dumps([dataclasses.asdict(item) for item in spec.classes], ensure_ascii=False),
     }
 
 
-def _segment_tiles(engine: Engine, plan: Tiling | Blending, read: Read, batch_size: int, put: Put) -> Generator[_Done]:
-    """Label a raster part by part: reading, the engine, and what is done with its answers run side by side.
-
-    The engine runs in the caller's thread; a thread reads ahead of it, and another turns its answers into labels and puts
-    them. Both are at most some tiles away from it.
-    """
-    answers = _answers(engine, plan, read, batch_size)
-    finish = _finish_exactly(engine.spec) if isinstance(plan, Tiling) else _finish_blended(engine.spec, plan)
-
-    def finish_and_put(answered: _Answered) -> _Done:
-        labels, tiling_dependent = finish(answered)
-        put(labels, answered.core)
-        return _Done(labels.size, int(np.count_nonzero(labels != NODATA_LABEL)), tiling_dependent)
-
-    with closing(answers), closing(in_background(finish_and_put, answers, depth=_BEHIND_PARTS)) as done:
-        for _, part in done:
-            yield part
+def _segmented(files: "Sequence[MapFile]", totals: "Totals", spec: ModelSpec, *, resumed: bool) -> Segmented:
+    labels = [item.label for item in spec.classes]
+    pixels = int(totals.pixels.sum() - totals.pixels[NODATA_LABEL])
+    areas = totals.areas_m2
+    return Segmented(
+        maps=tuple(file.path for file in files),
+        pixels=pixels,
+        tiling_dependent=totals.tiling_dependent / max(pixels, 1),
+        class_pixels={label: int(totals.pixels[label]) for label in labels},
+        class_areas_m2=None if areas is None else {label: float(areas[label]) for label in labels},
+        resumed=resumed,
+    )
 
 
-class _Answered(NamedTuple):
-    """What an engine said about the tiles of a core; where tiles overlap, about those that no core before it had."""
+def _finished(files: "Sequence[MapFile]", job: bytes, spec: ModelSpec) -> Segmented | None:
+    """What an earlier process has written, if all of it is there and of the same job."""
+    from autoreg.raster.writer import read_totals
 
-    core: Window
-    answers: dict[Window, Answer]
-
-
-def _answers(engine: Engine, plan: Tiling | Blending, read: Read, batch_size: int) -> Generator[_Answered]:
-    """Run the engine over the tiles of a plan; tiles without data it does not see."""
-    spec = engine.spec
-    blended = isinstance(plan, Blending)
-    for_windows, for_cores = itertools.tee(_areas(plan))
-    windows = (window for _, tiles in for_windows for window in tiles)
-
-    def ask(images: NDArray[np.float32]) -> tuple[Labels, Logits | list[None]]:
-        return engine.predict(images) if blended else (engine.label(images), [None] * len(images))
-
-    def answered() -> Iterator[Answer]:
-        for images, masks in batches:
-            if images is None:
-                yield from (_nothing(spec, mask) for mask in masks)
-            else:
-                yield from (Answer(*answer) for answer in zip(*ask(images), masks, strict=True))
-
-    with closing(_read_batches(spec, windows, read, batch_size)) as batches:
-        stream = answered()
-        for core, tiles in for_cores:
-            yield _Answered(core, {tile: next(stream) for tile in tiles})
-
-
-def _areas(plan: Tiling | Blending) -> Iterator[Area]:
-    """The cores of a plan, each with the tiles to run for it."""
-    if isinstance(plan, Tiling):
-        return (Area(tile.core, (tile.window,)) for tile in plan)
-    return iter(plan)
-
-
-def _nothing(spec: ModelSpec, mask: NDArray[np.bool_]) -> Answer:
-    """Stands for what an engine would say about a tile without data: nobody looks at it."""
-    height, width = mask.shape
-    logits = np.zeros((spec.clusters, height // spec.stride, width // spec.stride), np.float32)
-    return Answer(np.zeros(mask.shape, np.uint8), logits, mask)
-
-
-def _finish_exactly(spec: ModelSpec) -> Callable[[_Answered], tuple[Labels, float]]:
-    """Labels of a core from its one tile."""
-    labels_of = _labels_of_clusters(spec)
-
-    def finish(answered: _Answered) -> tuple[Labels, float]:
-        ((window, answer),) = answered.answers.items()
-        inside = answered.core.within(window).slices
-        labels = labels_of.take(answer.labels[inside])
-        labels[~answer.valid[inside]] = NODATA_LABEL
-        return labels, 0.0
-
-    return finish
-
-
-def _finish_blended(spec: ModelSpec, blending: Blending) -> Callable[[_Answered], tuple[Labels, float]]:
-    """Labels of a core from all tiles that cover it, those of the cores before it too; so cores must come in order."""
-    labels_of = _labels_of_clusters(spec)
-    held: dict[Window, Answer] = {}
-
-    def finish(answered: _Answered) -> tuple[Labels, float]:
-        core = answered.core
-        passed = [tile for tile in held if core.row == 0 or tile.bottom <= core.row]  # all of them where a strip begins
-        for tile in passed:
-            del held[tile]
-        held.update(answered.answers)
-        return blend(core, held, blending.stride, labels_of)
-
-    return finish
-
-
-def _labels_of_clusters(spec: ModelSpec) -> NDArray[np.uint8]:
-    """Label of each cluster, (256,): nodata for what is none, whatever the graph answers."""
-    table = np.full(NODATA_LABEL + 1, NODATA_LABEL, np.uint8)
-    table[: spec.clusters] = spec.cluster_labels
-    return table
-
-
-def _read_batches(
-    spec: ModelSpec, windows: Iterable[Window], read: Read, batch_size: int
-) -> Generator[tuple[NDArray[np.float32] | None, list[NDArray[np.bool_]]]]:
-    """Yield what the engine sees in ``windows``, all of one shape, and which of it is data; reads ahead of the caller.
-
-    A batch without any data is None.
-    """
-    fill = np.asarray(spec.mean, np.float32)
-
-    def prepare(batch: tuple[Window, ...]) -> tuple[NDArray[np.float32] | None, list[NDArray[np.bool_]]]:
-        found = [read(window) for window in batch]
-        masks = [valid for _, valid in found]
-        if not any(valid.any() for valid in masks):
-            return None, masks
-        images = np.empty((len(batch), len(fill), batch[0].height, batch[0].width), np.float32)
-        for image, (pixels, valid) in zip(images, found, strict=True):
-            image[:] = pixels
-            if not valid.all():
-                image[:, ~valid] = fill[:, None]  # what is no data says nothing: the mean, 0 after normalisation
-        return images, masks
-
-    with closing(in_background(prepare, _batched(windows, batch_size), depth=_READ_AHEAD_BATCHES)) as ahead:
-        for _, prepared in ahead:
-            yield prepared
-
-
-def _batched(windows: Iterable[Window], size: int) -> Iterator[tuple[Window, ...]]:
-    """Tuples of ``size`` windows; the last may be shorter."""
-    iterator = iter(windows)
-    while batch := tuple(itertools.islice(iterator, size)):
-        yield batch
+    totals = None
+    for file in reversed(files):
+        totals = read_totals(file.path, job)
+        if totals is None:
+            return None
+    return None if totals is None else _segmented(files, totals, spec, resumed=True)

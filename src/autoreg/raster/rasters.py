@@ -1,0 +1,139 @@
+"""The rasters of one job: opened when they are read, and read across their edges where they fit together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from autoreg.errors import RasterError
+from autoreg.raster.handles import Handles
+from autoreg.raster.imagery import Imagery
+from autoreg.raster.mosaic import Grid, Mosaic, Placed, bounding_grid, find_mosaics, grid_of
+from autoreg.raster.reader import Pixels, RasterReader, Valid
+from autoreg.raster.window import Window
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is to be labelled, in what can be seen of it.
+
+    Attributes:
+        name: of it in messages.
+        imagery: a raster with all its neighbours, or several rasters as one.
+        region: the part of ``imagery`` to label.
+        place: a raster of the size and place of the region.
+        members: the rasters that make ``imagery``; their windows are places in it.
+    """
+
+    name: str
+    imagery: Imagery
+    region: Window
+    place: Imagery
+    members: tuple[tuple[str | Path, Window], ...]
+
+    def sources(self, reach_px: int | None) -> list[str | Path]:
+        """The files that the labels of the region depend on, if a label depends on pixels at most ``reach_px`` away.
+
+        Args:
+            reach_px: None if it depends on all of them.
+        """
+        row, col, height, width = self.region
+        reach = reach_px or 0
+        near = Window(row - reach, col - reach, height + 2 * reach, width + 2 * reach)
+        return [path for path, window in self.members if reach_px is None or min(near.intersection(window)[2:]) > 0]
+
+
+class Rasters:
+    """Rasters by number. Use it as a context manager that ends after the threads which read through it."""
+
+    def __init__(self, paths: Sequence[str | Path], *, bands: int) -> None:
+        """Look at ``paths``, which may be thousands: they are opened one after the other, and closed again.
+
+        Those that cannot be opened have no neighbours; who asks for them is told why.
+
+        Args:
+            paths: files, or other names that GDAL opens.
+            bands: number of data bands that they are to have.
+        """
+        self.paths = list(paths)
+        self._bands = bands
+        self._handles = Handles(self._open)
+        self._kinds: dict[int, tuple[tuple[str, ...], tuple[int, int]]] = {}
+        self._grids = [self._look_at(index) for index in range(len(self.paths))] if len(self.paths) > 1 else [None]
+        self._mosaics = find_mosaics(self._grids)
+        self._mosaic_of = {member.index: mosaic for mosaic in self._mosaics for member in mosaic}
+
+    def part(self, index: int) -> Part:
+        """One raster, among its neighbours.
+
+        Raises:
+            RasterError: it cannot be opened.
+        """
+        raster = self._handles[index]
+        name, whole = self.paths[index], Window(0, 0, raster.height, raster.width)
+        members = self._mosaic_of.get(index, [])
+        if len(members) < 2:
+            return Part(str(name), raster, whole, raster, ((name, whole),))
+        own = next(member for member in members if member.index == index)
+        others = [member for member in members if member.index != index]
+        return Part(str(name), self._join([own, *others], primary=index), own.window, raster, self._named(members))
+
+    def whole(self) -> Part:
+        """All rasters as one.
+
+        Raises:
+            RasterError: one of them cannot be opened, or they do not fit together.
+        """
+        if len(self.paths) == 1:
+            return self.part(0)
+        for index, grid in enumerate(self._grids):
+            if grid is None:
+                self._handles[index]  # says what is wrong with it, or
+                raise RasterError(f"{self.paths[index]} lies nowhere on Earth, so it cannot be a part of a mosaic")
+        if len(self._mosaics) > 1:
+            one, other = (self.paths[mosaic[0].index] for mosaic in self._mosaics[:2])
+            raise RasterError(
+                f"{one} and {other} do not fit together: a mosaic is of rasters that touch or overlap, whose CRS, pixel "
+                f"size and bands are the same, and whose pixels lie on one grid; make {len(self._mosaics)} mosaics of them"
+            )
+        imagery = self._join(self._mosaics[0], primary=None)
+        whole = Window(0, 0, imagery.height, imagery.width)
+        name = f"{len(self.paths)} rasters"
+        return Part(name, imagery, whole, imagery, self._named(self._mosaics[0]))
+
+    def _join(self, members: Sequence[Placed], primary: int | None) -> Mosaic:
+        bands, block_shape = self._kinds[members[0].index]
+        return Mosaic(
+            members,
+            bounding_grid(members, self._grids),
+            self._read,
+            bands=bands,
+            block_shape=block_shape,
+            primary=primary,
+            member_is_empty=lambda index, window: self._handles[index].is_empty(window),
+        )
+
+    def _named(self, members: Sequence[Placed]) -> tuple[tuple[str | Path, Window], ...]:
+        return tuple((self.paths[member.index], member.window) for member in members)
+
+    def _look_at(self, index: int) -> Grid | None:
+        try:
+            with self._open(index) as raster:
+                self._kinds[index] = (raster.bands, raster.block_shape)
+                return grid_of(raster)
+        except RasterError:
+            return None
+
+    def _open(self, index: int) -> RasterReader:
+        return RasterReader(self.paths[index], bands=self._bands)
+
+    def _read(self, index: int, window: Window) -> tuple[Pixels, Valid]:
+        return self._handles[index].read(window)
+
+    def __enter__(self) -> Self:
+        self._handles.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._handles.__exit__(kind, error, trace)
