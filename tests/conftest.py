@@ -1,5 +1,6 @@
 """Fixtures: small, seeded, built in code."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from autoreg.demo import write_scene
 from autoreg.export import export_onnx
-from autoreg.network.checkpoint import Checkpoint, save_checkpoint
+from autoreg.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from autoreg.network.config import NetworkConfig
 from autoreg.network.network import Network
 from autoreg.network.orderings import RASTER_ORDERINGS
@@ -143,3 +144,14 @@ def random_engines(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Engine
 @pytest.fixture(params=[2, 4], ids=["stride2", "stride4"])
 def random_engine(request: pytest.FixtureRequest, random_engines: dict[int, Engine]) -> Engine:
     return random_engines[request.param]
+
+
+@pytest.fixture(scope="session")
+def scene_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An untrained model that normalises each scene by itself."""
+    folder = tmp_path_factory.mktemp("scene")
+    path = save_random_checkpoint(folder / "checkpoint.pt", stride=2)
+    checkpoint = load_checkpoint(path)
+    save_checkpoint(dataclasses.replace(checkpoint, settings={"normalisation": "scene"}), path, overwrite=True)
+    export_onnx(path, folder / "model.onnx")
+    return load_engine(folder / "model.onnx")

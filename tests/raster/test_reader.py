@@ -1,13 +1,11 @@
-import re
 import socket
-import threading
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from rasterio.rpc import RPC
 from rasterio.transform import Affine
 
 from autoreg.errors import DamagedRasterError, RasterError
+from autoreg.raster.fingerprint import fingerprint
 from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 from conftest import damage_raster, noise, save_raster
@@ -31,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreference
 ALL = Window(0, 0, 20, 30)
 
 
-def read(path: Path, bands: int | None = None, window: Window = ALL) -> tuple[Any, Any]:
+def read(path: str | Path, bands: int | None = None, window: Window = ALL) -> tuple[Any, Any]:
     with RasterReader(path, bands=bands) as raster:
         return raster.read(window)
 
@@ -262,7 +261,7 @@ def test_no_value_of_nodata_is_equal_in_value_only(tmp_path: Path) -> None:
         assert read(vrt)[1].all()
 
 
-TILES = {"tiled": True, "blockxsize": 16, "blockysize": 16, "sparse_ok": True}
+TILES: dict[str, Any] = {"tiled": True, "blockxsize": 16, "blockysize": 16, "sparse_ok": True}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -380,9 +379,10 @@ def write_vrt(
 ) -> Path:
     """A VRT of one band that shows ``source``, whole or at ``place`` (row, col, width, height)."""
     row, col, width, height = place or (0, 0, size[1], size[0])
+    relative = int("://" not in source)
     path.write_text(
         f'<VRTDataset rasterXSize="{size[1]}" rasterYSize="{size[0]}"><VRTRasterBand dataType="{dtype}" band="1">{bands}'
-        f'<SimpleSource><SourceFilename relativeToVRT="{int("://" not in source)}">{source}</SourceFilename><SourceBand>1</SourceBand>'
+        f'<SimpleSource><SourceFilename relativeToVRT="{relative}">{source}</SourceFilename><SourceBand>1</SourceBand>'
         f'<SrcRect xOff="0" yOff="0" xSize="{width}" ySize="{height}"/>'
         f'<DstRect xOff="{col}" yOff="{row}" xSize="{width}" ySize="{height}"/>'
         "</SimpleSource></VRTRasterBand></VRTDataset>"
@@ -459,7 +459,7 @@ UTM, DEGREES = CRS.from_epsg(32632), CRS.from_epsg(4326)
         {"transform": Affine(0.3, 0, 5e5, 0, -0.3, 5.3e6)},
         {"crs": DEGREES, "transform": Affine(0.1, 0, 179, 0, -0.1, 2)},
         {"crs": DEGREES, "gcps": POINTS},
-        {"gcps": POINTS},
+        {"crs": CRS(), "gcps": POINTS},
         {"rpcs": LENSES},
         {"crs": DEGREES, "gcps": POINTS, "rpcs": LENSES},
     ],
@@ -494,40 +494,48 @@ def test_rpcs_beside_the_file_are_part_of_the_georeference(tmp_path: Path) -> No
         assert raster.georeference["rpcs"].samp_num_coeff == LENSES.samp_num_coeff
 
 
-class Ranges(SimpleHTTPRequestHandler):
-    """Serves files, in parts if asked to."""
+SERVER = """
+import re, sys
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
-    def do_GET(self) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        path = Path(self.translate_path(self.path))
+class Ranges(SimpleHTTPRequestHandler):
+    def do_GET(self):
+        path = Path(sys.argv[1] + self.path)
         if not path.is_file():
-            self.send_error(404)
-            return
+            return self.send_error(404)
         content = path.read_bytes()
-        first, last = (int(value) for value in asked.groups()) if asked else (0, len(content) - 1)
+        asked = re.fullmatch(r"bytes=(\\d+)-(\\d+)", self.headers.get("Range", ""))
+        first, last = map(int, asked.groups()) if asked else (0, len(content) - 1)
         part = content[first : last + 1]
         self.send_response(206 if asked else 200)
-        self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(len(part)))
         if asked:
             self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
         self.end_headers()
         self.wfile.write(part)
 
-    def log_message(self, *_: Any) -> None:
+    def translate_path(self, path):
+        return sys.argv[1] + path
+
+    def log_message(self, *_):
         pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+"""Serves a folder, in parts if asked to. A process of its own: GDAL does not always let other threads run while it waits."""
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with subprocess.Popen([sys.executable, "-c", SERVER, str(folder)], stdout=subprocess.PIPE, text=True) as server:
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            assert server.stdout is not None
+            yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
         finally:
-            server.shutdown()
-            thread.join()
+            server.kill()
 
 
 def test_reads_from_a_server_with_the_mask_that_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,6 +551,7 @@ def test_reads_from_a_server_with_the_mask_that_lies_there(tmp_path: Path, monke
             with RasterReader(name) as raster:
                 got, valid = raster.read(window)
                 assert not raster.is_empty(window)
+            assert fingerprint(name) == fingerprint(name)
             np.testing.assert_array_equal(got, pixels[:, *window.slices])
             np.testing.assert_array_equal(valid, mask[window.slices] > 0)
         with pytest.raises(RasterError, match=r"none\.tif cannot be read as an image"):

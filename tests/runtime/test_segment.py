@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 from pathlib import Path
 
@@ -13,10 +12,8 @@ from rio_cogeo.cogeo import cog_validate
 
 from autoreg import Engine, TilingOptions, load_engine, segment_array, segment_raster
 from autoreg.errors import OutputError, RasterError
-from autoreg.export import export_onnx
-from autoreg.network.checkpoint import load_checkpoint, save_checkpoint
 from autoreg.raster.tiling import round_up
-from conftest import noise, save_random_checkpoint, save_raster
+from conftest import noise, save_raster
 
 
 def whole(engine: Engine, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -87,6 +84,13 @@ def test_pixels_without_data_do_not_matter_whatever_they_hold(random_engine: Eng
     np.testing.assert_array_equal(segment_array(random_engine, image, valid), segment_array(random_engine, other))
 
 
+def test_tiles_that_share_a_window_do_not_share_their_nodata(random_engine: Engine) -> None:
+    image = noise(2, 40, 520)
+    valid = np.zeros((40, 520), np.bool_)
+    valid[:, 514:] = True  # all of it in the second core; the window of both is the whole image
+    assert (segment_array(random_engine, image, valid) != 255).sum() == 40 * 6
+
+
 def test_a_raster_that_does_not_fit_is_refused(random_engine: Engine, tmp_path: Path) -> None:
     three = save_raster(tmp_path / "three.tif", noise(3, 20, 20))
     wide = save_raster(tmp_path / "wide.tif", noise(2, 20, 20).astype(np.uint16))
@@ -106,17 +110,6 @@ def test_a_trained_model_segments_its_scenes(model: Path, scenes: list[Path], tm
     segment_raster(load_engine(model), scenes[0], tmp_path / "map.tif")
     with rasterio.open(tmp_path / "map.tif") as labels, rasterio.open(scenes[0]) as scene:
         np.testing.assert_array_equal(labels.read(1) == 255, (scene.read() == 0).all(axis=0))
-
-
-@pytest.fixture(scope="module")
-def scene_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """An untrained model that normalises each scene by itself."""
-    folder = tmp_path_factory.mktemp("scene")
-    path = save_random_checkpoint(folder / "checkpoint.pt", stride=2)
-    checkpoint = load_checkpoint(path)
-    save_checkpoint(dataclasses.replace(checkpoint, settings={"normalisation": "scene"}), path, overwrite=True)
-    export_onnx(path, folder / "model.onnx")
-    return load_engine(folder / "model.onnx")
 
 
 def test_a_model_that_normalises_scenes_sees_no_difference_in_light(scene_engine: Engine, random_engine: Engine) -> None:

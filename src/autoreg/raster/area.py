@@ -28,8 +28,8 @@ def row_areas_m2(crs: Any, transform: Any, height: int) -> NDArray[np.float64] |
         height: number of rows.
 
     Returns:
-        None where a row has no such area: without a CRS or a transform, with one that is neither projected nor geographic, and where the
-        rows do not follow the parallels of a geographic CRS or of Web Mercator.
+        None where a row has no such area: without a CRS or a transform, with one that is neither projected nor geographic,
+        and where the rows do not follow the parallels of a geographic CRS or of Web Mercator.
     """
     if crs is None or transform is None or (not _is_plane(crs) and (transform.b or transform.d)):
         return None

@@ -161,12 +161,12 @@ class RasterReader:
         """Where the raster lies, as the keywords that ``rasterio.open`` takes to write a raster at the same place."""
         dataset = self._dataset
         gcps, gcps_crs = dataset.gcps
-        crs = gcps_crs if gcps else dataset.crs
-        place: dict[str, Any] = {"crs": crs} if crs else {}
-        if gcps:
-            place["gcps"] = gcps
-        elif not dataset.transform.is_identity:
-            place["transform"] = dataset.transform
+        place: dict[str, Any] = {}
+        if gcps:  # rasterio writes none without a CRS, be it an empty one
+            place |= {"gcps": gcps, "crs": gcps_crs or _rasterio().CRS()}
+        else:
+            place |= {"crs": dataset.crs} if dataset.crs else {}
+            place |= {} if dataset.transform.is_identity else {"transform": dataset.transform}
         if dataset.rpcs:
             place["rpcs"] = dataset.rpcs
         return place

@@ -116,14 +116,17 @@ def _answer_areas(job: Job) -> Generator[_Answered]:
 
 
 def _new_tiles(job: Job) -> Iterator[tuple[Area, list[_Tile]]]:
-    """The areas of a plan, and their tiles that the area before did not have; none if the core is done."""
+    """The areas of a plan, and those of their tiles that the engine has not seen for the area before; none if it is done."""
     exact = isinstance(job.plan, Tiling)
     before: tuple[Window, ...] = ()
     for core, windows in job.plan:
         tiles = () if job.is_done(core) else windows
-        # What matters of a tile that blends are all its pixels: the engine looks at all of them, whatever the core is.
-        yield Area(core, tiles), [_Tile(window, core if exact else window) for window in tiles if window not in before]
-        before = tiles
+        if exact:
+            # Two cores may have one window, at the raster's edge, and one of them no data: then it is no answer for both.
+            yield Area(core, tiles), [_Tile(window, core) for window in tiles]
+        else:
+            yield Area(core, tiles), [_Tile(window, window) for window in tiles if window not in before]
+            before = tiles
 
 
 def _answer_tiles(job: Job, tiles: Iterable[_Tile]) -> Generator[Answer | None]:
