@@ -226,7 +226,7 @@ def test_reads_every_layout_of_tiff(tmp_path: Path, dtype: str, profile: dict[st
 
 def test_reads_jpeg_in_tiff_as_rgb(tmp_path: Path) -> None:
     pixels = np.stack([np.full((64, 64), value, np.uint8) for value in (200, 100, 30)])
-    jpeg = {"compress": "jpeg", "photometric": "YCBCR", "tiled": True, "blockxsize": 32, "blockysize": 32}
+    jpeg: dict[str, Any] = {"compress": "jpeg", "photometric": "YCBCR", "tiled": True, "blockxsize": 32, "blockysize": 32}
     got, valid = read(save_raster(tmp_path / "a.tif", pixels, **jpeg), window=Window(0, 0, 64, 64))
     assert np.abs(got.astype(int) - pixels).max() <= 3
     assert valid.all()

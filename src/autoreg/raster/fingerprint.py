@@ -1,15 +1,12 @@
 """Tell cheaply whether a raster is still the one that it was, without reading the whole of it."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from autoreg.errors import RasterError
-from autoreg.raster.reader import RasterReader, open_dataset
+from autoreg.raster.reader import RasterReader, network_options, open_dataset
 from autoreg.raster.window import Window
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 _EDGE_BYTES = 2**20
 _CORNER_PX = 16
@@ -34,37 +31,42 @@ def fingerprint(path: str | Path) -> str:
         DamagedRasterError: GDAL cannot read it.
         RasterError: it is not there, or may not be read.
     """
-    with open_dataset(path) as dataset:
+    with network_options(path), open_dataset(path) as dataset:
         names = [str(path), *(name for name in dataset.files if name != str(path))]
     files = [Path(name) for name in names if not name.endswith(".ovr")]
     digest = hashlib.sha256()
     try:
         local = [file for file in files if file.is_file()]
         for file in local:
-            _add_file(digest, file, _EDGE_BYTES // len(local))
+            for part in _parts_of_file(file, _EDGE_BYTES // len(local)):
+                digest.update(part)
     except OSError as error:
         raise RasterError(f"{path} cannot be read to see whether it has changed: {error.strerror or error}") from error
     if len(local) < len(files):
-        _add_raster(digest, path)
+        for part in _parts_of_raster(path):
+            digest.update(part)
     return digest.hexdigest()
 
 
-def _add_file(digest: "_Hash", file: Path, edge_bytes: int) -> None:
+def _parts_of_file(file: Path, edge_bytes: int) -> Iterator[bytes]:
     status = file.stat()
-    digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+    yield f"{status.st_size} {status.st_mtime_ns} ".encode()
     with file.open("rb") as stream:
-        digest.update(stream.read(edge_bytes))
+        yield stream.read(edge_bytes)
         stream.seek(max(edge_bytes, status.st_size - edge_bytes))
-        digest.update(stream.read(edge_bytes))
+        yield stream.read(edge_bytes)
 
 
-def _add_raster(digest: "_Hash", path: str | Path) -> None:
-    with open_dataset(path) as dataset:
-        said: tuple[Any, ...] = (dataset.profile, dataset.tags(), dataset.files)
+def _parts_of_raster(path: str | Path) -> Iterator[bytes]:
+    with network_options(path), open_dataset(path) as dataset:
+        yield repr((str(path), dataset.profile, dataset.tags(), dataset.files)).encode()
     with RasterReader(path) as raster:
-        said += (str(path), raster.bands, raster.georeference)
-        digest.update(repr(said).encode())
+        place = raster.georeference
+        points = [
+            (point.row, point.col, point.x, point.y, point.z) for point in place.pop("gcps", [])
+        ]  # their names may vary
+        yield repr((raster.bands, place, points)).encode()
         for row in (0, max(0, raster.height - _CORNER_PX)):
             for col in (0, max(0, raster.width - _CORNER_PX)):
-                pixels, valid = raster.read(Window(row, col, _CORNER_PX, _CORNER_PX))
-                digest.update(pixels.tobytes() + valid.tobytes())
+                for part in raster.read(Window(row, col, _CORNER_PX, _CORNER_PX)):
+                    yield part.tobytes()

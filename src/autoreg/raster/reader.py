@@ -33,7 +33,7 @@ _ALPHA_SHARE = 0.99
 _BLOCK_LIMIT_BYTES = 256 * 2**20
 _CACHE_LIMIT_BYTES = 256 * 2**20
 _DATA_CELLS = 64
-_OVERVIEW_LIMIT_PX = 2**22
+_OVERVIEW_LIMIT_VALUES = 2**24
 
 _NETWORK = re.compile(r"://|/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)")
 """Found in the names of rasters that GDAL fetches from elsewhere."""
@@ -87,7 +87,7 @@ class RasterReader:
             raise
 
     def _connection(self) -> AbstractContextManager[Any]:
-        return _network_options(self.path) if self._may_fetch else nullcontext()
+        return network_options(self.path) if self._may_fetch else nullcontext()
 
     def _set_up(self, bands: int | None) -> None:
         dataset = self._dataset
@@ -159,6 +159,10 @@ class RasterReader:
     @property
     def georeference(self) -> dict[str, Any]:
         """Where the raster lies, as the keywords that ``rasterio.open`` takes to write a raster at the same place."""
+        with self._connection():  # some of it may lie beside the file
+            return self._find_place()
+
+    def _find_place(self) -> dict[str, Any]:
         dataset = self._dataset
         gcps, gcps_crs = dataset.gcps
         place: dict[str, Any] = {}
@@ -189,16 +193,17 @@ class RasterReader:
 
         Returns:
             (rows, cols), at most 64 each: the raster cut evenly, True where a cell has data in the overview. None if the
-            file marks no pixels as nodata, or has no overview of at most 4 million pixels.
+            file marks no pixels as nodata, or has no overview of at most 16 million values.
 
         Raises:
             DamagedRasterError: the overview cannot be read.
         """
-        factors = self._dataset.overviews(self._indexes[0]) if self._may_lack_data else []
+        with self._connection():
+            factors = self._dataset.overviews(self._indexes[0]) if self._may_lack_data else []
         if not factors:
             return None
         height, width = (-(-size // max(factors)) for size in (self.height, self.width))
-        if height * width > _OVERVIEW_LIMIT_PX:
+        if height * width * len(self._indexes) > _OVERVIEW_LIMIT_VALUES:
             return None
         shape = {"out_shape": (height, width)}
         valid = self._valid(self._read(self._indexes, **shape), shape)
@@ -323,7 +328,7 @@ def open_dataset(path: str | Path) -> Any:
             raise RasterError(f"{name} is a folder, expected an image file such as {name.rstrip('/')}/*.tif")
     try:
         # rasterio compares the nodata value with what the type can hold, and numpy would warn of one that is beyond that.
-        with georeference_optional(), _network_options(path), np.errstate(over="ignore"):
+        with georeference_optional(), network_options(path), np.errstate(over="ignore"):
             dataset = rasterio.open(name)
     except rasterio.errors.RasterioError as error:
         raise DamagedRasterError(f"{name} cannot be read as an image: {_reason(error, name)}") from error
@@ -371,7 +376,7 @@ def _is_remote(path: str | Path) -> bool:
     return _NETWORK.search(str(path)) is not None
 
 
-def _network_options(path: str | Path) -> AbstractContextManager[Any]:
+def network_options(path: str | Path) -> AbstractContextManager[Any]:
     """Let GDAL give up on servers that do not answer. What the user's environment says, or a ``rasterio.Env``, wins."""
     environment = _rasterio().env
     options = _PATIENCE | (_NO_LISTING if _is_remote(path) else {})
