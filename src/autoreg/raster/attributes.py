@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from autoreg.output import atomic_output
+from autoreg.output import atomic_output, remove_leftovers
 from autoreg.spec import MapClass
 
 _INTEGER, _REAL, _STRING = range(3)
@@ -48,5 +48,7 @@ def write_attribute_table(map_path: Path, classes: Sequence[MapClass], pixels: M
         for value in (label, pixels.get(label, 0), item.name, *item.rgb, 255):
             ElementTree.SubElement(row, "F").text = str(value)
     ElementTree.indent(root)
-    with atomic_output(map_path.with_name(map_path.name + ".aux.xml"), overwrite=True) as target:
+    path = map_path.with_name(map_path.name + ".aux.xml")
+    remove_leftovers(path)
+    with atomic_output(path, overwrite=True) as target:
         target.write_bytes(ElementTree.tostring(root, encoding="utf-8") + b"\n")

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from autoreg.errors import ConfigError, DamagedRasterError, RasterError
 from autoreg.optional import require
-from autoreg.output import atomic_output
+from autoreg.output import atomic_output, remove_leftovers
 from autoreg.raster.picture import encode_picture
 from autoreg.raster.reader import open_dataset
 from autoreg.spec import NODATA_LABEL
@@ -34,6 +34,7 @@ def write_quicklook(map_path: Path, target: Path, *, max_px: int = 1024, overwri
     if max_px < 1:
         raise ConfigError(f"a picture of {max_px} px cannot be drawn, expected at least 1 px")
     labels, colours = _read_map(map_path, max_px)
+    remove_leftovers(target)
     with atomic_output(target, overwrite=overwrite) as temporary:
         temporary.write_bytes(encode_picture(np.moveaxis(colours[labels], -1, 0)))
 

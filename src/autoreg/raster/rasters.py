@@ -44,6 +44,22 @@ class Part:
         return [path for path, window in self.members if reach_px is None or min(near.intersection(window)[2:]) > 0]
 
 
+class _Alone:
+    """A raster without neighbours, which threads may share: each reads through a handle of its own."""
+
+    def __init__(self, raster: RasterReader, handles: Handles, index: int) -> None:
+        self.height, self.width, self.bands, self.dtype = raster.height, raster.width, raster.bands, raster.dtype
+        self.block_shape, self.georeference = raster.block_shape, raster.georeference
+        self._handles = handles
+        self._index = index
+
+    def read(self, window: Window) -> tuple[Pixels, Valid]:
+        return self._handles[self._index].read(window)
+
+    def is_empty(self, window: Window) -> bool:
+        return self._handles[self._index].is_empty(window)
+
+
 class Rasters:
     """Rasters by number. Use it as a context manager that ends after the threads which read through it."""
 
@@ -74,7 +90,7 @@ class Rasters:
         name, whole = self.paths[index], Window(0, 0, raster.height, raster.width)
         members = self._mosaic_of.get(index, [])
         if len(members) < 2:
-            return Part(str(name), raster, whole, raster, ((name, whole),))
+            return Part(str(name), _Alone(raster, self._handles, index), whole, raster, ((name, whole),))
         own = next(member for member in members if member.index == index)
         others = [member for member in members if member.index != index]
         return Part(str(name), self._join([own, *others], primary=index), own.window, raster, self._named(members))

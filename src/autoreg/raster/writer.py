@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -98,7 +99,7 @@ class _Begun:
 
 
 class MapWriter:
-    """Maps of one raster that are being written; see ``write_maps``. Use it from one thread at a time.
+    """Maps of one raster that are being written; see ``write_maps``. Threads may share it.
 
     Attributes:
         totals: of the blocks of the first map that are finished.
@@ -108,6 +109,7 @@ class MapWriter:
         self._journal = journal
         self._row_areas = row_areas
         self._begun: dict[tuple[int, int], _Begun] = {}
+        self._lock = threading.Lock()
         self.totals = Totals(areas_m2=None if row_areas is None else np.zeros(256))
 
     def write(self, parts: Sequence[Part] | None, window: Window, tiling_dependent: float = 0.0) -> None:
@@ -121,9 +123,14 @@ class MapWriter:
             window: of the maps.
             tiling_dependent: how many of the labels depend on the tiling.
         """
-        for row, col, whole in self._blocks_of(window):
-            if not self._journal.has(row, col):
-                self._write_block((row, col), whole, parts, window, tiling_dependent)
+        with self._lock:
+            for row, col, whole in self._blocks_of(window):
+                if self._journal.has(row, col):
+                    continue
+                if parts is None and whole == window:
+                    self._put((row, col), [None] * len(self._journal.levels), 0.0)
+                else:
+                    self._write_block((row, col), whole, parts, window, tiling_dependent)
 
     def is_done(self, window: Window) -> bool:
         """Whether all pixels of ``window`` are in blocks that are finished."""
@@ -183,8 +190,12 @@ class MapWriter:
 
     def _finish_block(self, place: tuple[int, int], begun: _Begun) -> None:
         del self._begun[place]
-        self._journal.put(*place, [compress(block) for block in begun.blocks], begun.tiling_dependent)
-        self.take(*place, begun.blocks, begun.tiling_dependent)
+        self._put(place, begun.blocks, begun.tiling_dependent)
+
+    def _put(self, place: tuple[int, int], blocks: Sequence[Block | None], tiling_dependent: float) -> None:
+        contents = [None if block is None else compress(block) for block in blocks]
+        self._journal.put(*place, contents, tiling_dependent)
+        self.take(*place, blocks, tiling_dependent)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ _BEHIND_AREAS = 4
 
 Put = Callable[[Sequence[NDArray[np.uint8]] | None, Window, float], None]
 """Takes the maps (height, width, bands) of a part of the raster, or None where it is nodata; its place; and how many labels
-depend on the tiling. Called in a background thread, one part after the other."""
+depend on the tiling. Called in two threads."""
 
 
 @dataclass(frozen=True)
@@ -51,46 +51,52 @@ class Outputs:
         return self.confidence or self.probabilities
 
 
+def _no_window(_window: Window) -> bool:
+    return False
+
+
 class Job(NamedTuple):
     """What is to be done with a raster.
 
     Attributes:
         engine: runs the model.
         plan: of the tiles.
-        read: from a window to its pixels and which of them are data, as the model is to see them.
-        is_empty: whether there is certainly no data in a window; it is asked before the window is read.
-        is_done: whether the maps of a core are there already.
+        read: from a window to its pixels and which of them are data, as the model is to see them. Called in a background
+            thread.
         put: takes the maps.
         outputs: which maps.
         batch_size: tiles per call of the engine.
+        is_empty: whether there is certainly no data in a core: then it is not read.
+        is_done: whether the maps of a core are there already.
+        advance: called with the number of pixels of each core that is done.
     """
 
     engine: Engine
     plan: Tiling | Blending
     read: Read
-    is_empty: Callable[[Window], bool]
-    is_done: Callable[[Window], bool]
     put: Put
     outputs: Outputs
     batch_size: int
+    is_empty: Callable[[Window], bool] = _no_window
+    is_done: Callable[[Window], bool] = _no_window
+    advance: Callable[[int], None] = lambda _pixels: None
 
 
-def run(job: Job) -> Generator[int]:
-    """Do a job; yield the number of pixels of each part when it is done."""
-    finish = _Finish(job)
+def run(job: Job) -> None:
+    """Do a job."""
     with (
         closing(_answer_areas(job)) as answered,
-        closing(in_background(finish, answered, depth=_BEHIND_AREAS)) as done,
+        closing(in_background(_Finish(job), answered, depth=_BEHIND_AREAS)) as done,
     ):
         for area, _ in done:
-            yield area.core.height * area.core.width
+            job.advance(area.core.height * area.core.width)
 
 
 class _Answered(NamedTuple):
     """What an engine said about the tiles of an area that the area before it did not have.
 
     Attributes:
-        core, tiles: as in ``Area``; no tiles if the core is done.
+        core, tiles: as in ``Area``.
         answers: None for a tile without data.
     """
 
@@ -116,16 +122,21 @@ def _answer_areas(job: Job) -> Generator[_Answered]:
 
 
 def _new_tiles(job: Job) -> Iterator[tuple[Area, list[_Tile]]]:
-    """The areas of a plan, and those of their tiles that the engine has not seen for the area before; none if it is done."""
+    """The areas of a plan that have to be labelled, and those of their tiles that the one before did not have."""
     exact = isinstance(job.plan, Tiling)
     before: tuple[Window, ...] = ()
-    for core, windows in job.plan:
-        tiles = () if job.is_done(core) else windows
-        if exact:
+    for area in job.plan:
+        core, tiles = area
+        done, empty = job.is_done(core), job.is_empty(core)
+        if done or empty:
+            if not done:
+                job.put(None, core, 0.0)
+            job.advance(core.height * core.width)
+        elif exact:
             # Two cores may have one window, at the raster's edge, and one of them no data: then it is no answer for both.
-            yield Area(core, tiles), [_Tile(window, core) for window in tiles]
+            yield area, [_Tile(window, core) for window in tiles]
         else:
-            yield Area(core, tiles), [_Tile(window, window) for window in tiles if window not in before]
+            yield area, [_Tile(window, window) for window in tiles if window not in before]
             before = tiles
 
 
@@ -160,8 +171,6 @@ class _Prepare:
         count = 0
         for window, matters in batch:
             masks.append(None)
-            if self._job.is_empty(matters):
-                continue
             pixels, valid = self._job.read(window)
             if not valid[matters.within(window).slices].any():
                 continue
@@ -188,8 +197,6 @@ class _Finish:
     def __call__(self, area: _Answered) -> None:
         held = self._held | area.answers
         self._held = {tile: held[tile] for tile in area.tiles}
-        if not area.tiles:
-            return
         if all(answer is None for answer in self._held.values()):
             self._job.put(None, area.core, 0.0)
             return

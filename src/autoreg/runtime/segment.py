@@ -132,9 +132,7 @@ def segment_array(
         if parts is not None:
             labels[core.slices] = parts[0][..., 0]
 
-    plan = options.plan(engine.spec, height, width)
-    for _ in run(Job(engine, plan, read, _never, _never, put, Outputs(), options.batch_size)):
-        pass
+    run(Job(engine, options.plan(engine.spec, height, width), read, put, Outputs(), options.batch_size))
     return labels
 
 
@@ -245,10 +243,13 @@ def segment_part(
         def is_done(core: Window) -> bool:
             return writer.is_done(core.within(part.region))
 
-        for pixels in run(Job(engine, plan, read, imagery.is_empty, is_done, put, outputs, options.batch_size)):
+        def advance(pixels: int) -> None:
+            nonlocal done
             done += pixels
             if progress:
                 progress(done, total)
+
+        run(Job(engine, plan, read, put, outputs, options.batch_size, imagery.is_empty, is_done, advance))
         if job != _job_digest(engine, part, sources, plan, outputs):
             raise RasterError(f"{part.name} changed while it was segmented, so there is no map of it; segment it again")
     return _segmented(files, writer.totals, spec, resumed=begun)
@@ -259,7 +260,7 @@ def _map_files(spec: ModelSpec, target: Path, outputs: Outputs) -> "list[MapFile
     from autoreg.raster.writer import MapFile
 
     labels, *further = output_paths(target, outputs)
-    bands = [("confidence",)] if outputs.confidence else []
+    bands: list[tuple[str, ...]] = [("confidence",)] if outputs.confidence else []
     bands += [tuple(item.name for item in spec.classes)] if outputs.probabilities else []
     return [
         MapFile(labels, ("class",), colours={item.label: item.rgb for item in spec.classes}),
@@ -303,10 +304,6 @@ def scene_reader(spec: ModelSpec, read: Read, height: int, width: int) -> Read:
         return image, valid
 
     return read_rescaled
-
-
-def _never(_window: Window) -> bool:
-    return False
 
 
 def _check_imagery(name: str, bands: tuple[str, ...], dtype: str, spec: ModelSpec) -> None:
