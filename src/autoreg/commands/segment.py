@@ -26,7 +26,7 @@ SOME_FAILED = 3
 
 @command(
     epilog="autoreg segment tiles/*.tif\nautoreg segment tiles/*.tif -m base.fp16.onnx -o maps --resume\n"
-    "autoreg segment tiles/*.tif --mosaic map.tif --vector map.gpkg --min-area 100"
+    "autoreg segment tiles/*.tif --mosaic map.tif --vector map.gpkg"
 )
 @click.argument("tiles", nargs=-1, required=True, metavar="TILES...")
 @click.option("-m", "--model", type=PATH, default="model.onnx", show_default=True, help="Model to run.")
@@ -78,18 +78,21 @@ def segment(
     from autoreg.raster.vector_file import check_vector_target
     from autoreg.runtime.engine import load_engine
     from autoreg.runtime.pipeline import Outputs
-    from autoreg.runtime.segment import TilingOptions
+    from autoreg.runtime.segment import TilingOptions, output_paths
 
     if vector is None and not (min_area is None and simplify is None):
         raise ConfigError("--min-area and --simplify are about polygons; give --vector FILE, too")
     engine = load_engine(model)
     outputs = Outputs(confidence=confidence, probabilities=probabilities)
     targets = _map_paths(tiles, output) if mosaic is None else [mosaic]
-    _refuse_to_lose(tiles, targets, outputs, overwrite=overwrite or resume)
+    files = [path for target in targets for path in output_paths(target, outputs)]
+    files += [_quicklook_path(target) for target in targets if quicklook]
+    _refuse_to_lose(tiles, files, overwrite=overwrite or resume)
+    make_folder(output if mosaic is None else mosaic.parent)
     if vector is not None:
         check_vector_target(vector)
+        make_folder(vector.parent)
         check_output(vector, overwrite=overwrite or resume)
-    make_folder(output if mosaic is None else mosaic.parent)
     job = _Job(engine, outputs, TilingOptions(tile_px, batch_size), overwrite, resume, quicklook, as_json, quiet)
     with Rasters(tiles, bands=len(engine.spec.bands)) as rasters:
         done = job.run(rasters, targets, whole=mosaic is not None)
@@ -162,7 +165,7 @@ class _Job:
             )
         write_attribute_table(target, self.engine.spec.classes, segmented.class_pixels)
         if self.quicklook:
-            write_quicklook(target, target.with_suffix(".png"), overwrite=True)
+            write_quicklook(target, _quicklook_path(target), overwrite=True)
         return segmented
 
     def _line(self, name: str, segmented: "Segmented", seconds: float) -> dict[str, Any]:
@@ -213,11 +216,12 @@ def _map_paths(tiles: Sequence[str], folder: Path) -> list[Path]:
     return targets
 
 
-def _refuse_to_lose(tiles: Sequence[str], targets: Sequence[Path], outputs: "Outputs", *, overwrite: bool) -> None:
-    """Refuse, before any work, what would lose a file."""
-    from autoreg.runtime.segment import output_paths
+def _quicklook_path(target: Path) -> Path:
+    return target.with_suffix(".png")
 
-    files = [path for target in targets for path in output_paths(target, outputs)]
+
+def _refuse_to_lose(tiles: Sequence[str], files: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse, before any work, to write ``files`` if that would lose one."""
     if len(set(files)) < len(files):
         twice = next(path for path in files if files.count(path) > 1)
         raise OutputError(f"{twice} would be written twice; segment the rasters into two folders")
