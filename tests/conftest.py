@@ -1,8 +1,9 @@
 """Fixtures: small, seeded, built in code."""
 
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ torch.set_num_threads(1)
 # Machines are shared: no example is too slow. The same examples each time: a red test is red for everybody.
 settings.register_profile("autoreg", deadline=None, derandomize=True)
 settings.load_profile("autoreg")
+
+EDGE = Path(os.environ.get("AUTOREG_EDGE_RASTERS", Path(__file__).resolve().parents[2] / "shared/data/edge"))
+"""Odd rasters, most from the tests of other projects: they are not ours to copy here."""
+needs_edge = pytest.mark.skipif(not EDGE.is_dir(), reason="no folder of edge rasters: set AUTOREG_EDGE_RASTERS")
+
+Models = Callable[[int, str], Path]
+"""From a number of bands and a type of pixels to a model file."""
+
+RANGES = {"uint8": (1.0, 0.0), "uint16": (200.0, 0.0), "int16": (100.0, -10_000.0), "float32": (0.01, -1.0)}
+"""Scale and offset that make pixels of each type of ``noise``, which is of bytes."""
 
 SHORT = TrainConfig(
     classes=4,
@@ -144,6 +155,26 @@ def random_engines(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Engine
 @pytest.fixture(params=[2, 4], ids=["stride2", "stride4"])
 def random_engine(request: pytest.FixtureRequest, random_engines: dict[int, Engine]) -> Engine:
     return random_engines[request.param]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Untrained models for rasters of any number of bands and type of pixels, each made when it is first asked for."""
+    folder = tmp_path_factory.mktemp("models")
+
+    @functools.cache
+    def make(bands: int, dtype: str) -> Path:
+        path = save_random_checkpoint(folder / f"{bands}{dtype}.pt", stride=4, bands=bands)
+        checkpoint = load_checkpoint(path)
+        scale, offset = RANGES[dtype]
+        mean, std = checkpoint.weights["mean"] * scale + offset, checkpoint.weights["std"] * scale
+        weights, samples = checkpoint.weights | {"mean": mean, "std": std}, checkpoint.samples * scale + offset
+        changed = dataclasses.replace(checkpoint, dtype=dtype, weights=weights, samples=samples)
+        save_checkpoint(changed, path, overwrite=True)
+        export_onnx(path, path.with_suffix(".onnx"))
+        return path.with_suffix(".onnx")
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,41 +1,21 @@
 """Rasters that are damaged or meant to do harm: each is read rightly, or refused in one sentence, soon, in little memory."""
 
-import faulthandler
-import os
-import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
-from numpy.typing import NDArray
 
-from autoreg.errors import AutoregError
+from autoreg.errors import AutoregError, DamagedRasterError
 from autoreg.raster.reader import RasterReader, georeference_optional
 from autoreg.raster.window import Window
+from conftest import EDGE, needs_edge
+from mutations import FLAVOURS, look_at_mutations, write_flavours
 
-EDGE = Path(__file__).resolve().parents[3] / "shared/data/edge"
 MUTATIONS = 240
-PROCESSES = 2
-SECONDS_EACH = 20
-MEMORY_LIMIT_KIB = 2**20
-SIZE_PX = 80
 WHOLE_PX = 4_000_000
 """Rasters of at most so many values are read whole."""
-
-FLAVOURS: dict[str, dict[str, Any]] = {
-    "strips.tif": {},
-    "deflate.tif": {"compress": "deflate", "tiled": True, "blockxsize": 32, "blockysize": 32, "nodata": 0},
-    "lzw.tif": {"compress": "lzw", "interleave": "band", "bigtiff": "yes"},
-    "jpeg.tif": {"compress": "jpeg", "photometric": "YCBCR", "tiled": True, "blockxsize": 32, "blockysize": 32},
-    "big.tif": {"endianness": "big", "compress": "zstd", "predictor": 2},
-    "a.png": {"driver": "PNG"},
-    "a.jpg": {"driver": "JPEG"},
-}
 
 
 def windows(raster: RasterReader) -> Iterator[Window]:
@@ -68,7 +48,7 @@ def look(path: Path) -> str:
     return sentence
 
 
-@pytest.mark.skipif(not EDGE.exists(), reason="needs the folder shared/data/edge")
+@needs_edge
 @pytest.mark.parametrize("path", sorted(EDGE.glob("*.tif")), ids=lambda path: path.stem)
 def test_odd_files_are_read_or_refused(path: Path) -> None:
     found = look(path)
@@ -96,57 +76,15 @@ def test_odd_files_are_read_or_refused(path: Path) -> None:
 
 
 def test_no_damage_is_a_crash_a_hang_or_a_heap_of_memory(tmp_path: Path) -> None:
-    ramp = np.add.outer(np.arange(SIZE_PX), np.arange(SIZE_PX)) + np.arange(3)[:, None, None] * 20
-    pixels = (ramp + np.random.default_rng(0).integers(0, 9, ramp.shape)).astype(np.uint8)
-    for name, profile in FLAVOURS.items():
-        shape = {"driver": "GTiff", "height": SIZE_PX, "width": SIZE_PX, "count": 3, "dtype": "uint8"}
-        with georeference_optional(), rasterio.open(tmp_path / name, "w", **shape | profile) as dataset:
-            dataset.write(pixels)
-    commands = [[sys.executable, "-W", "error", __file__, str(tmp_path), str(number)] for number in range(PROCESSES)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands]
-    for process in running:
-        output, errors = process.communicate(timeout=300)
-        # The last line tells which mutation it was.
-        assert process.returncode == 0, f"{output[-300:]}\n{errors[-3000:]}"
-        assert int(output.split()[-1]) < MEMORY_LIMIT_KIB
+    look_at_mutations(look, tmp_path, MUTATIONS)
 
 
-def mutate(content: bytes, rng: np.random.Generator) -> bytes:
-    """Cut off the end, flip bits, write absurd numbers into the beginning or end, or put zeros where something was."""
-    data: NDArray[np.uint8] = np.frombuffer(content, np.uint8).copy()
-    kind = rng.integers(5)
-    if kind == 0:
-        return data[: rng.integers(1, len(data))].tobytes()
-    if kind == 1:
-        places = rng.integers(0, len(data), rng.integers(1, 40))
-        data[places] ^= (1 << rng.integers(0, 8, len(places))).astype(np.uint8)
-    elif kind == 2:  # headers are at the beginning
-        places = rng.integers(0, min(400, len(data)), rng.integers(1, 6))
-        data[places] = rng.integers(0, 256, len(places))
-    elif kind == 3:
-        absurd = [b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x7f\xff\xff\xff", b"\0\0\0\0", b"\0\0\0\x10"]
-        start = int(rng.integers(0, min(400, len(data)) - 4))
-        data[start : start + 4] = np.frombuffer(absurd[rng.integers(len(absurd))], np.uint8)
-    else:
-        start = int(rng.integers(0, len(data)))
-        data[start : start + int(rng.integers(1, 600))] = 0
-    return data.tobytes()
-
-
-def fuzz(folder: Path, number: int) -> None:
-    """Look at a share of the mutations, and print each before; at last, the most memory that it took, in KiB."""
-    for seed in range(number, MUTATIONS, PROCESSES):
-        rng = np.random.default_rng(seed)
-        name = list(FLAVOURS)[seed // PROCESSES % len(FLAVOURS)]
-        path = folder / f"{number}-{name}"
-        path.write_bytes(mutate((folder / name).read_bytes(), rng))
-        faulthandler.dump_traceback_later(SECONDS_EACH, exit=True)
-        print(seed, name, flush=True)  # noqa: T201
-        look(path)
-        faulthandler.cancel_dump_traceback_later()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # noqa: T201
-
-
-if __name__ == "__main__":
-    os.environ["GDAL_PAM_ENABLED"] = "NO"  # no file beside a mutation describes the next one
-    fuzz(Path(sys.argv[1]), int(sys.argv[2]))
+# Not of a mask inside the file, which GDAL leaves out where what says that it is there is cut off.
+@pytest.mark.parametrize("name", sorted(FLAVOURS.keys() - {"mask.tif"}))
+def test_a_file_that_is_cut_off_is_noticed(tmp_path: Path, name: str) -> None:
+    write_flavours(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    for cut in np.linspace(len(content) // 3, len(content) - 30, 40, dtype=int):
+        (tmp_path / name).write_bytes(content[:cut])
+        with pytest.raises(DamagedRasterError), RasterReader(tmp_path / name, bands=3) as raster:
+            raster.read(Window(0, 0, raster.height, raster.width))

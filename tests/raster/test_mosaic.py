@@ -21,9 +21,8 @@ from autoreg.raster.handles import Handles
 from autoreg.raster.mosaic import Grid, Mosaic, Placed, bounding_grid, find_mosaics, grid_of
 from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
-from conftest import damage_raster, noise, save_raster
+from conftest import EDGE, damage_raster, needs_edge, noise, save_raster
 
-EDGE = Path(__file__).resolve().parents[3] / "shared/data/edge"
 UTM = CRS.from_epsg(32632)
 NORTH_UP = Affine(0.3, 0, 500_000.1, 0, -0.3, 5_300_000.7)
 TRANSFORMS = {
@@ -375,7 +374,7 @@ def test_a_neighbour_that_cannot_be_opened_is_empty(caplog: pytest.LogCaptureFix
         mosaic.is_empty(Window(0, 8, 5, 5))
 
 
-@pytest.mark.skipif(not EDGE.is_dir(), reason="shared/data/edge is not here")
+@needs_edge
 def test_real_pieces_of_an_image_make_the_image() -> None:
     paths = [EDGE / f"rasterio_rgb{number}.tif" for number in (1, 2, 3, 4)]
     with ExitStack() as stack, RasterReader(EDGE / "rasterio_rgb_lzw.tif") as image:

@@ -1,11 +1,7 @@
 import socket
-import subprocess
-import sys
 import time
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,7 @@ from autoreg.raster.fingerprint import fingerprint
 from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 from conftest import damage_raster, noise, save_raster
+from servers import served
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -492,50 +489,6 @@ def test_rpcs_beside_the_file_are_part_of_the_georeference(tmp_path: Path) -> No
         path.with_name("a.png.aux.xml").write_text(text)
     with RasterReader(path) as raster:
         assert raster.georeference["rpcs"].samp_num_coeff == LENSES.samp_num_coeff
-
-
-SERVER = """
-import re, sys
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-
-class Ranges(SimpleHTTPRequestHandler):
-    def do_GET(self):
-        path = Path(sys.argv[1] + self.path)
-        if not path.is_file():
-            return self.send_error(404)
-        content = path.read_bytes()
-        asked = re.fullmatch(r"bytes=(\\d+)-(\\d+)", self.headers.get("Range", ""))
-        first, last = map(int, asked.groups()) if asked else (0, len(content) - 1)
-        part = content[first : last + 1]
-        self.send_response(206 if asked else 200)
-        self.send_header("Content-Length", str(len(part)))
-        if asked:
-            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
-        self.end_headers()
-        self.wfile.write(part)
-
-    def translate_path(self, path):
-        return sys.argv[1] + path
-
-    def log_message(self, *_):
-        pass
-
-server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
-print(server.server_address[1], flush=True)
-server.serve_forever()
-"""
-"""Serves a folder, in parts if asked to. A process of its own: GDAL does not always let other threads run while it waits."""
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    with subprocess.Popen([sys.executable, "-c", SERVER, str(folder)], stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
-        finally:
-            server.kill()
 
 
 def test_reads_from_a_server_with_the_mask_that_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ class MeanEngine:
     influence: float
     model_digest: str = "0" * 64
     device: str = "numpy"
+    lanes: int = 2
 
     @property
     def spec(self) -> ModelSpec:

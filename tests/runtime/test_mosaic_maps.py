@@ -19,9 +19,8 @@ from autoreg.raster.rasters import Rasters
 from autoreg.raster.window import Window
 from autoreg.runtime.pipeline import Outputs
 from autoreg.runtime.segment import segment_part
-from conftest import damage_raster, noise, save_random_checkpoint, save_raster
+from conftest import EDGE, damage_raster, needs_edge, noise, save_random_checkpoint, save_raster
 
-EDGE = Path(__file__).resolve().parents[3] / "shared/data/edge"
 PLACE = Affine(2, 0, 500_000, 0, -2, 5_000_000)
 
 
@@ -134,7 +133,7 @@ def test_what_does_not_fit_is_no_mosaic(tmp_path: Path) -> None:
         rasters.whole()
 
 
-@pytest.mark.skipif(not EDGE.is_dir(), reason="shared/data/edge is not here")
+@needs_edge
 def test_real_pieces_make_the_map_of_the_raster_that_they_were_cut_from(tmp_path: Path) -> None:
     export_onnx(save_random_checkpoint(tmp_path / "checkpoint.pt", stride=4, bands=3), tmp_path / "model.onnx")
     engine = load_engine(tmp_path / "model.onnx")

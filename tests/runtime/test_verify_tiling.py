@@ -34,6 +34,7 @@ class Promising:
     seen: list[Images] = dataclasses.field(default_factory=list)
     model_digest: str = "0" * 64
     device: str = "a wrapper"
+    lanes: int = 2
 
     def label(self, images: Images) -> Labels:
         return self.engine.label(images)
@@ -107,6 +108,7 @@ class TiedEngine:
     margin: float
     model_digest: str = "0" * 64
     device: str = "numpy"
+    lanes: int = 1
 
     def predict(self, images: Images) -> Prediction:
         count, _, height, width = images.shape

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 3
 
+_MOST_LANES = 8
+"""Tiles that are run at once, at most: each needs memory, and so many keep every core busy."""
+
 
 @command(
     epilog="autoreg segment tiles/*.tif\nautoreg segment tiles/*.tif -m base.fp16.onnx -o maps --resume\n"
@@ -73,6 +76,7 @@ def segment(
     whole tile (attention): then overlapping tiles are blended, and the share of labels that depend on the tiling is
     printed. A raster that fails is reported and the others are done; the exit status then is 3.
     """
+    from autoreg.raster.background import count_cores
     from autoreg.raster.polygons import write_polygons
     from autoreg.raster.rasters import Rasters
     from autoreg.raster.vector_file import check_vector_target
@@ -82,7 +86,7 @@ def segment(
 
     if vector is None and not (min_area is None and simplify is None):
         raise ConfigError("--min-area and --simplify are about polygons; give --vector FILE, too")
-    engine = load_engine(model)
+    engine = load_engine(model, lanes=min(count_cores(), _MOST_LANES))
     outputs = Outputs(confidence=confidence, probabilities=probabilities)
     targets = _map_paths(tiles, output) if mosaic is None else [mosaic]
     files = [path for target in targets for path in output_paths(target, outputs)]

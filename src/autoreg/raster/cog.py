@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autoreg.raster.background import in_background
+from autoreg.raster.background import count_cores, in_background
 from autoreg.spec import NODATA_LABEL
 
 BLOCK_PX = 512
@@ -153,7 +153,7 @@ def _halve(level: Level, file: IO[bytes]) -> Level:
             block[down * side : (down + 1) * side, right * side : (right + 1) * side] = part
         return compress(block) if item[2] else None
 
-    for (row, col, _), content in in_background(shrink, four(), depth=_READ_AHEAD_BLOCKS, threads=os.cpu_count() or 1):
+    for (row, col, _), content in in_background(shrink, four(), depth=_READ_AHEAD_BLOCKS, threads=count_cores()):
         half.put(row, col, content)
     return half
 

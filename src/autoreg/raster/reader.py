@@ -44,6 +44,8 @@ _PATIENCE = {
     "GDAL_HTTP_RETRY_DELAY": "1",
 }
 """How long, in seconds, and how often GDAL asks a server; left to itself, it waits forever for one that does not answer."""
+_WITH_CARE = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO"}
+"""GDAL's quick way to read a whole PNG does not notice that it is cut off, and returns what happened to be in memory."""
 _NO_LISTING = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
 """Masks and georeferences beside a raster are asked for by name, not found by listing its folder: servers seldom list."""
 
@@ -78,16 +80,26 @@ class RasterReader:
         self.path = path
         self._dataset = open_dataset(path)
         # A raster that lies here may still be a list of rasters that lie elsewhere.
-        self._may_fetch = _is_remote(path) or self._dataset.driver == "VRT"
+        self._needs_options = _is_remote(path) or self._dataset.driver in ("VRT", "PNG")
         try:
-            with self._connection():
+            with self._asking():
                 self._set_up(bands)
         except BaseException:
             self.close()
             raise
 
     def _connection(self) -> AbstractContextManager[Any]:
-        return network_options(self.path) if self._may_fetch else nullcontext()
+        return network_options(self.path) if self._needs_options else nullcontext()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Ask GDAL about the file, which may find only then that what the answer stands in is damaged."""
+        rasterio = _rasterio()
+        try:
+            with self._connection():
+                yield
+        except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:
+            raise DamagedRasterError(f"{self.path} is damaged: {_reason(error)}") from error
 
     def _set_up(self, bands: int | None) -> None:
         dataset = self._dataset
@@ -159,7 +171,7 @@ class RasterReader:
     @property
     def georeference(self) -> dict[str, Any]:
         """Where the raster lies, as the keywords that ``rasterio.open`` takes to write a raster at the same place."""
-        with self._connection():  # some of it may lie beside the file
+        with self._asking():  # some of it may lie beside the file
             return self._find_place()
 
     def _find_place(self) -> dict[str, Any]:
@@ -198,7 +210,7 @@ class RasterReader:
         Raises:
             DamagedRasterError: the overview cannot be read.
         """
-        with self._connection():
+        with self._asking():
             factors = self._dataset.overviews(self._indexes[0]) if self._may_lack_data else []
         if not factors:
             return None
@@ -377,9 +389,12 @@ def _is_remote(path: str | Path) -> bool:
 
 
 def network_options(path: str | Path) -> AbstractContextManager[Any]:
-    """Let GDAL give up on servers that do not answer. What the user's environment says, or a ``rasterio.Env``, wins."""
+    """Let GDAL give up on servers that do not answer, and read PNG with care.
+
+    What the user's environment says, or a ``rasterio.Env``, wins.
+    """
     environment = _rasterio().env
-    options = _PATIENCE | (_NO_LISTING if _is_remote(path) else {})
+    options = _PATIENCE | _WITH_CARE | (_NO_LISTING if _is_remote(path) else {})
     known = os.environ.keys() | (environment.getenv().keys() if environment.hasenv() else set())
     found: AbstractContextManager[Any] = environment.Env.from_defaults(
         **{key: value for key, value in options.items() if key not in known}

@@ -42,6 +42,11 @@ class Engine(Protocol):
         """Which library runs the model, and on what, in words."""
         ...
 
+    @property
+    def lanes(self) -> int:
+        """How many calls, made at once from as many threads, keep it busy; each thread may call it."""
+        ...
+
     def label(self, images: Images) -> Labels:
         """Labels of ``images``."""
         ...
@@ -51,12 +56,14 @@ class Engine(Protocol):
         ...
 
 
-def load_engine(path: str | Path, *, threads: int | None = None) -> Engine:
+def load_engine(path: str | Path, *, threads: int | None = None, lanes: int = 1) -> Engine:
     """Load a model file that ``autoreg export`` wrote.
 
     Args:
         path: the ``.onnx`` file.
-        threads: processor threads to use; all of them if None.
+        threads: processor threads of a call; if None, an equal share for each lane of all that there are.
+        lanes: how many calls are to be made at once. For many tiles, as many as there are processor cores are fastest, since
+            no thread has to wait for another; each needs the memory of a tile.
 
     Raises:
         ModelError: no such file, not an ONNX model, or one without a valid ModelSpec.
@@ -64,4 +71,4 @@ def load_engine(path: str | Path, *, threads: int | None = None) -> Engine:
     """
     from autoreg.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine.from_file(Path(path), threads=threads)
+    return OnnxRuntimeEngine.from_file(Path(path), threads=threads, lanes=lanes)

@@ -1,7 +1,7 @@
 """Reading, the engine, and what becomes of its answers, side by side: the engine waits for nothing that can be done ahead.
 
-The engine runs in the caller's thread. One thread reads ahead of it, another turns its answers into maps. Both are at most
-some tiles away from it, so memory does not depend on the size of the raster.
+A thread reads ahead of the engine, and another turns its answers into maps; the engine runs in as many threads as it has
+lanes. All are at most some tiles apart, so memory does not depend on the size of the raster.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -25,7 +25,6 @@ from autoreg.spec import NODATA_LABEL, ModelSpec
 PROBABILITY_SCALE = 0.004
 """What a pixel of a map of probabilities is multiplied with: 250 stands for 1, and 255 is free for nodata."""
 
-_READ_AHEAD_BATCHES = 2
 _BEHIND_AREAS = 4
 
 Put = Callable[[Sequence[NDArray[np.uint8]] | None, Window, float], None]
@@ -112,6 +111,10 @@ class _Tile(NamedTuple):
     matters: Window
 
 
+_Prepared = tuple[Images | None, list[NDArray[np.bool_] | None]]
+"""What the engine is to see, and for each tile of a batch which of it is data; None for tiles that it need not see."""
+
+
 def _answer_areas(job: Job) -> Generator[_Answered]:
     """Run the engine over the tiles of a plan: each once in a strip, and none without data."""
     for_tiles, for_areas = tee(_new_tiles(job))
@@ -141,20 +144,27 @@ def _new_tiles(job: Job) -> Iterator[tuple[Area, list[_Tile]]]:
 
 
 def _answer_tiles(job: Job, tiles: Iterable[_Tile]) -> Generator[Answer | None]:
+    lanes = job.engine.lanes
     logits_too = job.outputs.need_logits or isinstance(job.plan, Blending)
-    with closing(in_background(_Prepare(job), _batched(tiles, job.batch_size), depth=_READ_AHEAD_BATCHES)) as batches:
-        for _, (images, masks) in batches:
-            answers = _ask(job.engine, images, logits_too=logits_too)
-            for mask in masks:
-                yield None if mask is None else Answer(*next(answers), mask)
+
+    def ask(batch: tuple[tuple[_Tile, ...], _Prepared]) -> list[Answer | None]:
+        images, masks = batch[1]
+        answers = iter(() if images is None else _ask(job.engine, images, logits_too=logits_too))
+        return [None if mask is None else Answer(*next(answers), mask) for mask in masks]
+
+    with (
+        closing(in_background(_Prepare(job), _batched(tiles, job.batch_size), depth=lanes)) as prepared,
+        closing(in_background(ask, prepared, depth=lanes, threads=lanes)) as asked,
+    ):
+        for _, answers in asked:
+            yield from answers
 
 
-def _ask(engine: Engine, images: Images | None, *, logits_too: bool) -> Iterator[tuple[Labels, Logits | None]]:
+def _ask(engine: Engine, images: Images, *, logits_too: bool) -> Iterable[tuple[Labels, Logits | None]]:
     """Labels of each image, and, if they are wanted, logits."""
-    if images is not None and logits_too:
-        yield from zip(*engine.predict(images), strict=True)
-    elif images is not None:
-        yield from ((labels, None) for labels in engine.label(images))
+    if logits_too:
+        return zip(*engine.predict(images), strict=True)
+    return ((labels, None) for labels in engine.label(images))
 
 
 class _Prepare:
@@ -164,7 +174,7 @@ class _Prepare:
         self._job = job
         self._fill = np.asarray(job.engine.spec.mean, np.float32)
 
-    def __call__(self, batch: tuple[_Tile, ...]) -> tuple[Images | None, list[NDArray[np.bool_] | None]]:
+    def __call__(self, batch: tuple[_Tile, ...]) -> _Prepared:
         """Images of the tiles that have data where it matters; for each tile its mask, or None if it has none."""
         images: Images | None = None
         masks: list[NDArray[np.bool_] | None] = []

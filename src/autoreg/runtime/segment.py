@@ -24,6 +24,7 @@ from autoreg.runtime.pipeline import PROBABILITY_SCALE, Job, Outputs, run
 from autoreg.spec import NODATA_LABEL, ModelSpec
 
 if TYPE_CHECKING:
+    from autoreg.raster.imagery import Imagery
     from autoreg.raster.rasters import Part
     from autoreg.raster.writer import MapFile, Totals
 
@@ -219,7 +220,7 @@ def segment_part(
 
     spec, options, outputs = engine.spec, options or TilingOptions(), outputs or Outputs()
     imagery = part.imagery
-    _check_imagery(part.name, imagery.bands, imagery.dtype, spec)
+    check_fit(part.name, imagery, spec)
     by_rows = imagery.block_shape[1] >= part.place.width
     plan = options.plan(spec, imagery.height, imagery.width, region=part.region, by_rows=by_rows)
     sources = part.sources(None if spec.normalisation == "scene" else max(plan.tile_shape))
@@ -306,7 +307,13 @@ def scene_reader(spec: ModelSpec, read: Read, height: int, width: int) -> Read:
     return read_rescaled
 
 
-def _check_imagery(name: str, bands: tuple[str, ...], dtype: str, spec: ModelSpec) -> None:
+def check_fit(name: str, imagery: "Imagery", spec: ModelSpec) -> None:
+    """Make sure that a model can see some imagery.
+
+    Raises:
+        RasterError: it has other bands or another type of pixels.
+    """
+    bands, dtype = imagery.bands, imagery.dtype
     if len(bands) != len(spec.bands):
         raise RasterError(
             f"{name} has {len(bands)} {'band' if len(bands) == 1 else 'bands'} ({', '.join(bands)}), "

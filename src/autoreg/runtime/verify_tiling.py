@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autoreg.errors import ConfigError, RasterError
+from autoreg.errors import ConfigError
 from autoreg.raster.blending import Blending
 from autoreg.raster.reader import RasterReader
 from autoreg.raster.statistics import Read
 from autoreg.raster.tiling import Tiling, round_up
 from autoreg.raster.window import Window
 from autoreg.runtime.engine import Engine, Images, Labels, Logits, Prediction
-from autoreg.runtime.segment import TilingOptions, scene_reader, segment_array
+from autoreg.runtime.segment import TilingOptions, check_fit, scene_reader, segment_array
 from autoreg.spec import NODATA_LABEL, ModelSpec
 
 BATCH_SIZES = (1, 2)
@@ -124,7 +124,7 @@ def verify_tiling(
     max_px = default_max_px(spec) if max_px is None else max_px
     with RasterReader(source, bands=len(spec.bands)) as raster:
         height, width = raster.height, raster.width
-        _require_fit(raster, spec)
+        check_fit(str(raster.path), raster, spec)
         # All of them before any work, which a wrong tile size would end.
         pieces_of = {
             tile_px: plan_pieces(spec, height, width, tile_px=tile_px, max_px=max_px)
@@ -230,24 +230,15 @@ class _Rescaled:
     def device(self) -> str:
         return self.engine.device
 
+    @property
+    def lanes(self) -> int:
+        return self.engine.lanes
+
     def label(self, images: Images) -> Labels:
         return self.engine.label(images)
 
     def predict(self, images: Images) -> Prediction:
         return self.engine.predict(images)
-
-
-def _require_fit(raster: RasterReader, spec: ModelSpec) -> None:
-    if len(raster.bands) != len(spec.bands):
-        raise RasterError(
-            f"{raster.path} has {len(raster.bands)} bands ({', '.join(raster.bands)}), "
-            f"but the model expects {len(spec.bands)} ({', '.join(spec.bands)})"
-        )
-    if raster.dtype != spec.dtype:
-        raise RasterError(
-            f"{raster.path} has pixels of type {raster.dtype}, but the model was trained on {spec.dtype}; "
-            f"give a raster like those of the training"
-        )
 
 
 def _check(engine: Engine, read: Read, pieces: list[Window], tile_px: int, checked: float) -> Iterator[TilingCheck]:

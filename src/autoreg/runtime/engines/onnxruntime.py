@@ -9,6 +9,7 @@ import numpy as np
 
 from autoreg.errors import EngineError, ModelError
 from autoreg.optional import require
+from autoreg.raster.background import count_cores
 from autoreg.runtime.engine import Images, Labels, Prediction
 from autoreg.spec import METADATA_KEY, ModelSpec
 
@@ -19,13 +20,14 @@ _ERRORS_ONLY = 3
 class OnnxRuntimeEngine:
     """Runs an ONNX model on the CPU; see ``autoreg.runtime.engine.Engine``."""
 
-    def __init__(self, model: bytes, name: str, *, threads: int | None = None) -> None:
+    def __init__(self, model: bytes, name: str, *, threads: int | None = None, lanes: int = 1) -> None:
         """Load a model from memory.
 
         Args:
             model: the bytes of an ``.onnx`` file.
             name: of the model in error messages.
-            threads: processor threads to use; all of them if None.
+            threads: as in ``load_engine``.
+            lanes: as in ``load_engine``.
 
         Raises:
             ModelError: not an ONNX model, or one without a valid ModelSpec.
@@ -38,23 +40,26 @@ class OnnxRuntimeEngine:
         options.log_severity_level = _ERRORS_ONLY
         options.enable_mem_pattern = False  # it plans for one shape, and each raster brings its own
         options.inter_op_num_threads = 1
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = threads or max(count_cores() // lanes, 1)
+        # A thread that spins while it waits takes its core from the threads that read and write, and from other processes.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's exceptions share no base but this one
             raise ModelError(f"{name} is not an ONNX model that ONNX Runtime {runtime.__version__} can load") from error
         self.spec = _read_spec(self._session, name)
         self.model_digest = hashlib.sha256(model).hexdigest()
+        self.lanes = lanes
         self.device = f"ONNX Runtime {runtime.__version__} on the CPU"
 
     @classmethod
-    def from_file(cls, path: Path, *, threads: int | None = None) -> Self:
+    def from_file(cls, path: Path, *, threads: int | None = None, lanes: int = 1) -> Self:
         """Load a model file; see ``autoreg.runtime.engine.load_engine``."""
         if not path.is_file():
             raise ModelError(f"there is no model {path}; make one with autoreg export")
         if path.stat().st_size > _MODEL_LIMIT_BYTES:
             raise ModelError(f"{path} is larger than the {_MODEL_LIMIT_BYTES} bytes that an ONNX file can have")
-        return cls(path.read_bytes(), str(path), threads=threads)
+        return cls(path.read_bytes(), str(path), threads=threads, lanes=lanes)
 
     def label(self, images: Images) -> Labels:
         """Labels of ``images``."""
