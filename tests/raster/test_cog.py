@@ -114,4 +114,4 @@ def test_a_raster_without_data_needs_hardly_any_space(tmp_path: Path) -> None:
 
 def test_a_template_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="begins with b'MM"):
-        cog.write_cog(tmp_path / "map.tif", b"MM\0*\0\0\0\x08", cog.Level(1, 1, 1, io.BytesIO()))
+        cog.write_cog(tmp_path / "map.tif", b"MM\0*\0\0\0\x08", [cog.Level(1, 1, 1, io.BytesIO())])

@@ -10,9 +10,8 @@ them and their last four bytes behind, which lets readers fetch a block and its 
 
 import os
 import struct
-import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -20,7 +19,6 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autoreg.raster.background import count_cores, in_background
 from autoreg.spec import NODATA_LABEL
 
 BLOCK_PX = 512
@@ -28,7 +26,6 @@ BLOCK_PX = 512
 
 _LEVEL = 1  # of zlib: labels compress so well that more effort gains little
 _CLASSIC_LIMIT = 2**32 - 2**20
-_READ_AHEAD_BLOCKS = 8
 _COPY_BYTES = 2**20
 _STRUCTURE = (
     b"LAYOUT=IFDS_BEFORE_DATA\nBLOCK_ORDER=ROW_MAJOR\nBLOCK_LEADER=SIZE_AS_UINT4\n"
@@ -111,51 +108,78 @@ def expand(content: bytes, bands: int) -> Block:
     return np.frombuffer(block, np.uint8).reshape(BLOCK_PX, BLOCK_PX, bands)
 
 
-def write_cog(target: Path, template: bytes, full: Level) -> None:
-    """Write ``full`` and its overviews, each half of the one before, until one fits into a block.
+class Pyramid:
+    """A map and its overviews, each half of the one before, until one fits into a block. Use it from one thread at a time.
 
-    Overviews hold every second pixel of every second row: an average of two labels would be a third one.
+    Overviews hold every second pixel of every second row: an average of two labels would be a third one. They are made while
+    blocks come in, from what is at hand, so nothing is left to do in the end. A block of an overview waits in memory for its
+    parts, which come soon if neighbours do.
+
+    Attributes:
+        levels: the full resolution, whose blocks are kept by others, and the overviews.
+    """
+
+    def __init__(self, full: Level, file: IO[bytes]) -> None:
+        """Begin with no blocks.
+
+        Args:
+            full: the full resolution.
+            file: where the blocks of the overviews go.
+        """
+        self.levels = [full]
+        # GDAL tells the factor of an overview from its width, so those of one column would be of no factor.
+        while self.levels[-1].width > 1 and max(self.levels[-1].height, self.levels[-1].width) > BLOCK_PX:
+            level = self.levels[-1]
+            self.levels.append(Level(-(-level.height // 2), -(-level.width // 2), level.bands, file))
+        self._begun: list[dict[tuple[int, int], tuple[Block, set[tuple[int, int]]]]] = [{} for _ in self.levels]
+
+    def add(self, row: int, col: int, block: Block | None) -> None:
+        """Take a block of the full resolution into the overviews; None if it is nodata."""
+        for index, level in enumerate(self.levels[1:], start=1):
+            place, part = (row // 2, col // 2), (row % 2, col % 2)
+            waiting = self._begun[index]
+            if place not in waiting:
+                waiting[place] = self._empty(level), self._parts(index, place)
+            half, missing = waiting[place]
+            missing.discard(part)
+            if block is not None:
+                side = BLOCK_PX // 2
+                down, right = part[0] * side, part[1] * side
+                half[down : down + side, right : right + side] = block[::2, ::2]
+            if missing:
+                return
+            del waiting[place]
+            content = compress(half)
+            level.put(*place, content)
+            row, col, block = *place, None if content is None else half
+
+    def _empty(self, level: Level) -> Block:
+        return np.full((BLOCK_PX, BLOCK_PX, level.bands), NODATA_LABEL, np.uint8)
+
+    def _parts(self, index: int, place: tuple[int, int]) -> set[tuple[int, int]]:
+        """The quarters of a block for which there are blocks in the level before."""
+        rows, cols = self.levels[index - 1].sizes.shape
+        return {
+            (down, right)
+            for down in (0, 1)
+            for right in (0, 1)
+            if 2 * place[0] + down < rows and 2 * place[1] + right < cols
+        }
+
+
+def write_cog(target: Path, template: bytes, levels: Sequence[Level]) -> None:
+    """Write a map and its overviews.
 
     Args:
         target: of the map.
         template: a classic TIFF of the same size and blocks, compressed with deflate, that has no pixels.
-        full: the full resolution.
+        levels: the full resolution, and the overviews from large to small.
 
     Raises:
         OSError: ``target`` cannot be written.
     """
-    levels = [full]
-    with tempfile.TemporaryFile(dir=target.parent) as spool:
-        # GDAL tells the factor of an overview from its width, so those of one column would be of no factor.
-        while levels[-1].width > 1 and max(levels[-1].height, levels[-1].width) > BLOCK_PX:
-            levels.append(_halve(levels[-1], spool))
-        with target.open("wb") as file:
-            _write_file(file, _read_tags(template), levels)
-
-
-def _halve(level: Level, file: IO[bytes]) -> Level:
-    """The overview of a level."""
-    half = Level(-(-level.height // 2), -(-level.width // 2), level.bands, file)
-    rows, cols = level.sizes.shape
-
-    def four() -> Iterator[tuple[int, int, dict[tuple[int, int], bytes]]]:
-        for row, col in np.ndindex(*half.sizes.shape):
-            places = ((down, right) for down in (0, 1) for right in (0, 1))
-            inside = ((down, right) for down, right in places if 2 * row + down < rows and 2 * col + right < cols)
-            found = {(down, right): level.get(2 * row + down, 2 * col + right) for down, right in inside}
-            yield row, col, {place: content for place, content in found.items() if content}
-
-    def shrink(item: tuple[int, int, dict[tuple[int, int], bytes]]) -> bytes | None:
-        block = np.full((BLOCK_PX, BLOCK_PX, level.bands), NODATA_LABEL, np.uint8)
-        side = BLOCK_PX // 2
-        for (down, right), content in item[2].items():
-            part = expand(content, level.bands)[::2, ::2]
-            block[down * side : (down + 1) * side, right * side : (right + 1) * side] = part
-        return compress(block) if item[2] else None
-
-    for (row, col, _), content in in_background(shrink, four(), depth=_READ_AHEAD_BLOCKS, threads=count_cores()):
-        half.put(row, col, content)
-    return half
+    with target.open("wb") as file:
+        _write_file(file, _read_tags(template), levels)
 
 
 def _read_tags(template: bytes) -> dict[int, Tag]:
@@ -174,7 +198,7 @@ def _read_tags(template: bytes) -> dict[int, Tag]:
     return tags
 
 
-def _write_file(file: IO[bytes], tags: dict[int, Tag], levels: list[Level]) -> None:
+def _write_file(file: IO[bytes], tags: dict[int, Tag], levels: Sequence[Level]) -> None:
     ghost = b"GDAL_STRUCTURAL_METADATA_SIZE=%06d bytes\n" % len(_STRUCTURE) + _STRUCTURE
     data = sum(level.bytes_in_cog for level in levels)
     tables = sum(16 * level.sizes.size + 4096 for level in levels) + sum(len(tag.content) for tag in tags.values()) * len(
@@ -196,7 +220,9 @@ def _write_file(file: IO[bytes], tags: dict[int, Tag], levels: list[Level]) -> N
                 file.write(struct.pack("<I", len(content)) + content + content[-4:])
 
 
-def _directories(tags: dict[int, Tag], levels: list[Level], starts: list[int], first: int, *, big: bool) -> Iterator[bytes]:
+def _directories(
+    tags: dict[int, Tag], levels: Sequence[Level], starts: list[int], first: int, *, big: bool
+) -> Iterator[bytes]:
     """One directory a level, with the values that do not fit into it right behind it."""
     for index, (level, start) in enumerate(zip(levels, starts, strict=True)):
         own = tags if index == 0 else {tag: value for tag, value in tags.items() if tag not in _OF_THE_WHOLE}

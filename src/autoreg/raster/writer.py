@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from autoreg.errors import OutputError, RasterError
 from autoreg.optional import require
 from autoreg.output import atomic_output, check_output, remove_leftovers
 from autoreg.raster.area import row_areas_m2
-from autoreg.raster.cog import BLOCK_PX, Block, compress, write_cog
+from autoreg.raster.cog import BLOCK_PX, Block, Pyramid, compress, write_cog
 from autoreg.raster.imagery import Imagery
 from autoreg.raster.journal import Journal, open_journal
 from autoreg.raster.palette import Colour
@@ -103,10 +104,12 @@ class MapWriter:
 
     Attributes:
         totals: of the blocks of the first map that are finished.
+        pyramids: of each map.
     """
 
-    def __init__(self, journal: Journal, row_areas: NDArray[np.float64] | None) -> None:
+    def __init__(self, journal: Journal, row_areas: NDArray[np.float64] | None, overviews: IO[bytes]) -> None:
         self._journal = journal
+        self.pyramids = [Pyramid(level, overviews) for level in journal.levels]
         self._row_areas = row_areas
         self._begun: dict[tuple[int, int], _Begun] = {}
         self._lock = threading.Lock()
@@ -142,7 +145,9 @@ class MapWriter:
             self._finish_block(place, begun)
 
     def take(self, row: int, col: int, blocks: Sequence[Block | None], tiling_dependent: float) -> None:
-        """Count the labels of a finished block."""
+        """Count the labels of a finished block, and take it into the overviews."""
+        for pyramid, block in zip(self.pyramids, blocks, strict=True):
+            pyramid.add(row, col, block)
         whole = self._block(row, col)
         labels = np.empty(0, np.uint8) if blocks[0] is None else blocks[0][: whole.height, : whole.width, 0]
         counts = np.bincount(labels.ravel(), minlength=256)
@@ -195,7 +200,8 @@ class MapWriter:
     def _put(self, place: tuple[int, int], blocks: Sequence[Block | None], tiling_dependent: float) -> None:
         contents = [None if block is None else compress(block) for block in blocks]
         self._journal.put(*place, contents, tiling_dependent)
-        self.take(*place, blocks, tiling_dependent)
+        found = [None if content is None else block for content, block in zip(contents, blocks, strict=True)]
+        self.take(*place, found, tiling_dependent)
 
 
 @contextlib.contextmanager
@@ -232,16 +238,19 @@ def write_maps(
         for file in files:
             _template(file, like, tags)  # what cannot be written is to be known before the work
         shapes = [(like.height, like.width, len(file.bands)) for file in files]
-        with open_journal(first, job, shapes, overwrite=overwrite, resume=resume) as (journal, begun):
+        with (
+            open_journal(first, job, shapes, overwrite=overwrite, resume=resume) as (journal, begun),
+            tempfile.TemporaryFile(dir=first.parent) as overviews,
+        ):
             place = like.georeference
-            writer = MapWriter(journal, row_areas_m2(place.get("crs"), place.get("transform"), like.height))
+            writer = MapWriter(journal, row_areas_m2(place.get("crs"), place.get("transform"), like.height), overviews)
             if begun:
                 journal.replay(writer.take)
             yield writer
             writer.finish()
             totals = {_JOB_TAG: job.hex(), _TOTALS_TAG: writer.totals.to_json()}
             templates = [_template(file, like, {**tags, **totals}) for file in files]
-            _assemble(files, templates, journal, overwrite=overwrite)
+            _assemble(files, templates, writer.pyramids, overwrite=overwrite)
     except OSError as error:
         raise OutputError(f"{first} was not written: {error.strerror or error}") from error
 
@@ -258,12 +267,12 @@ def read_totals(path: Path, job: bytes) -> Totals | None:
         return None
 
 
-def _assemble(files: Sequence[MapFile], templates: Sequence[bytes], journal: Journal, *, overwrite: bool) -> None:
+def _assemble(files: Sequence[MapFile], templates: Sequence[bytes], pyramids: Sequence[Pyramid], *, overwrite: bool) -> None:
     with ExitStack() as stack:
-        for file, template, level in zip(files, templates, journal.levels, strict=True):
+        for file, template, pyramid in zip(files, templates, pyramids, strict=True):
             remove_leftovers(file.path)
             target = stack.enter_context(atomic_output(file.path, overwrite=overwrite))
-            write_cog(target, template, level)
+            write_cog(target, template, pyramid.levels)
     for file in files:
         file.path.with_name(file.path.name + ".aux.xml").unlink(missing_ok=True)  # of a file that was here before
 

@@ -24,6 +24,7 @@ class TorchEngine:
     """Runs a network without ordering, in evaluation mode; see ``autoreg.runtime.engine.Engine``."""
 
     model_digest = ""
+    lanes = 1
 
     def __init__(
         self,
