@@ -3,7 +3,6 @@
 import faulthandler
 import os
 import resource
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +122,7 @@ def _work(look: Look, folder: Path, job: list[tuple[int, Path]]) -> None:
         path = folder / original.name
         path.write_bytes(mutate(original.read_bytes(), np.random.default_rng(seed)))
         print(seed, original.name, flush=True)  # noqa: T201
-        faulthandler.dump_traceback_later(SECONDS_EACH, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(SECONDS_EACH, exit=True, file=2)
         look(path)
         faulthandler.cancel_dump_traceback_later()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # noqa: T201

@@ -4,6 +4,7 @@ import fcntl
 import glob
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,20 @@ def check_output(path: Path, *, overwrite: bool) -> None:
             pass
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror} in {folder}") from error
+
+
+def check_space(path: Path, needed_bytes: int) -> None:
+    """Make sure, before any work starts, that there is room for ``path``.
+
+    Raises:
+        OutputError: its disk has less than ``needed_bytes`` free.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if free < needed_bytes:
+        raise OutputError(
+            f"{path} needs at least {needed_bytes / 1e6:.0f} MB, but its disk has {free / 1e6:.0f} MB free; "
+            f"make room, or give a folder on another disk with -o"
+        )
 
 
 @contextmanager

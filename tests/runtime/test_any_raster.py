@@ -36,8 +36,8 @@ Valid = NDArray[np.bool_]
 
 HEIGHT, WIDTH = 230, 310
 TILE_PX = 120
-TILED = {"tiled": True, "blockxsize": 64, "blockysize": 64}
-UTM = {"crs": "EPSG:32633", "transform": Affine(2, 0, 500_000, 0, -2, 5_000_000)}
+TILED: dict[str, Any] = {"tiled": True, "blockxsize": 64, "blockysize": 64}
+UTM: dict[str, Any] = {"crs": "EPSG:32633", "transform": Affine(2, 0, 500_000, 0, -2, 5_000_000)}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,8 @@ def naive_areas_m2(dataset: Any) -> NDArray[np.float64] | None:
     ring = [(0, 0), (1, 0), (1, 1), (0, 1)]
     corners = [dataset.transform @ (col, row + down) for row in range(dataset.height) for col, down in ring]
     x, y = (np.reshape(values, (-1, 4)) for values in project(dataset.crs, "EPSG:6933", *zip(*corners, strict=True)))
-    return np.abs((x * np.roll(y, -1, axis=1) - y * np.roll(x, -1, axis=1)).sum(axis=1)) / 2
+    areas: NDArray[np.float64] = np.abs((x * np.roll(y, -1, axis=1) - y * np.roll(x, -1, axis=1)).sum(axis=1)) / 2
+    return areas
 
 
 @pytest.mark.parametrize("dtype", RANGES)
@@ -381,7 +382,7 @@ def test_probabilities_are_those_of_one_pass(models: Models, tmp_path: Path, out
         labels = dataset.read(1)
     row_of = {item.label: row for row, item in enumerate(classes)}
     rows = np.array([row_of.get(label, 0) for label in labels.ravel()]).reshape(labels.shape)
-    wanted = {}
+    wanted: dict[str, tuple[tuple[str, ...], NDArray[np.float64]]] = {}
     if outputs.confidence:
         wanted["map.confidence.tif"] = ("confidence",), np.take_along_axis(expected, rows[None], axis=0)
     if outputs.probabilities:

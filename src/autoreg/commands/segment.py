@@ -1,6 +1,8 @@
 """``autoreg segment``."""
 
+import dataclasses
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,19 @@ _MOST_LANES = 8
 """Tiles that are run at once, at most: each needs memory, and so many keep every core busy."""
 
 
+class _Memory(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """An amount of memory, to bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT])i?B?", str(value).strip(), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is no size, expected a number and a unit, such as 500MB or 2GB", param, ctx)
+        number, unit = found.groups()
+        return int(float(number) * 1000 ** ("kmgt".index(unit.lower()) + 1))
+
+
 @command(
     epilog="autoreg segment tiles/*.tif\nautoreg segment tiles/*.tif -m base.fp16.onnx -o maps --resume\n"
     "autoreg segment tiles/*.tif --mosaic map.tif --vector map.gpkg"
@@ -46,6 +61,7 @@ _MOST_LANES = 8
 @click.option("--resume", is_flag=True, help="Go on where an earlier run of the same job was killed or interrupted.")
 @click.option("--tile-px", type=click.IntRange(1), help="Side of the tiles that the engine sees, halo included.")
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Tiles per call of the engine.")
+@click.option("--max-memory", type=_Memory(), metavar="SIZE", help="Choose tiles that fit, as in 500MB or 2GB.")
 @overwrite_option
 @as_json_option
 @quiet_option
@@ -63,6 +79,7 @@ def segment(
     resume: bool,
     tile_px: int | None,
     batch_size: int,
+    max_memory: int | None,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -81,6 +98,7 @@ def segment(
     from autoreg.raster.rasters import Rasters
     from autoreg.raster.vector_file import check_vector_target
     from autoreg.runtime.engine import load_engine
+    from autoreg.runtime.memory import fit_memory
     from autoreg.runtime.pipeline import Outputs
     from autoreg.runtime.segment import TilingOptions, output_paths
 
@@ -97,7 +115,10 @@ def segment(
         check_vector_target(vector)
         make_folder(vector.parent)
         check_output(vector, overwrite=overwrite or resume)
-    job = _Job(engine, outputs, TilingOptions(tile_px, batch_size), overwrite, resume, quicklook, as_json, quiet)
+    options = TilingOptions(tile_px, batch_size)
+    if max_memory is not None:
+        options = dataclasses.replace(fit_memory(engine, max_memory, tile_px), batch_size=batch_size)
+    job = _Job(engine, outputs, options, overwrite, resume, quicklook, as_json, quiet)
     with Rasters(tiles, bands=len(engine.spec.bands)) as rasters:
         done = job.run(rasters, targets, whole=mosaic is not None)
     maps = [segmented.maps[0] for segmented in done]

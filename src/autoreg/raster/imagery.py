@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 
 from autoreg.raster.window import Window
 
-_CACHE_LIMIT_BYTES = 256 * 2**20
-
 
 class Imagery(Protocol):
     """A raster of imagery.
@@ -53,4 +51,4 @@ def cache_bytes(imagery: Imagery, rows: int, cols: int) -> int:
     cached_rows = (math.ceil(rows / block_height) + 1) * block_height
     cached_cols = (math.ceil(min(cols, imagery.width) / block_width) + 1) * block_width
     bands = len(imagery.bands) + 1  # a mask or an alpha band
-    return int(min(cached_rows * cached_cols * bands * np.dtype(imagery.dtype).itemsize, _CACHE_LIMIT_BYTES))
+    return cached_rows * cached_cols * bands * np.dtype(imagery.dtype).itemsize

@@ -110,6 +110,8 @@ class RasterReader:
             raise RasterError(
                 f"{self.path} has {dataset.count} bands, expected at most {_BANDS_LIMIT}; select some with gdal_translate -b"
             )
+        # A mask whose directory is cut off is left out; rasterio tells of what GDAL finds there with the next question.
+        flags = [flag.name for flag in dataset.mask_flag_enums[0]]
         colours = [colour.name for colour in dataset.colorinterp]
         if "palette" in colours:
             raise RasterError(
@@ -144,7 +146,6 @@ class RasterReader:
         nodata = [_representable(dataset.nodatavals[index - 1], self.dtype) for index in self._indexes]
         # A band without such a value has data everywhere, and so has the raster.
         self._nodata = [value for value in nodata if value is not None] if None not in nodata else []
-        flags = [flag.name for flag in dataset.mask_flag_enums[0]]
         self._has_mask = "per_dataset" in flags and "alpha" not in flags
         self._may_lack_data = bool(self._nodata) or self._has_mask or self._alpha is not None or self.dtype == "float32"
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoreg.errors import RasterError
+from autoreg.output import check_space
 from autoreg.raster.blending import Blending, plan_blending
 from autoreg.raster.statistics import Read, match_scene
 from autoreg.raster.tiling import Tiling, plan_tiles
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from autoreg.raster.rasters import Part
     from autoreg.raster.writer import MapFile, Totals
 
+_DATA_CELLS = 32
+_LABEL_BYTES, _PROBABILITY_BYTES = 0.02, 0.2
+"""Of a pixel of a band, compressed: less than in any map that we have seen, so that only what cannot end well is refused."""
+
 Progress = Callable[[int, int], None]
 """Called with the pixels done and the pixels in all, after each part."""
 
@@ -40,10 +45,12 @@ class TilingOptions:
         tile_px: side of the tile that the engine sees, halo included. If None, one whose core is 512 px; for a model that
             looks at its whole tile, the crop that it was trained on.
         batch_size: tiles per call of the engine.
+        cache_bytes: of decoded blocks that neighbouring tiles share, at most.
     """
 
     tile_px: int | None = None
     batch_size: int = 1
+    cache_bytes: int = 256 * 2**20
 
     def plan(
         self, spec: ModelSpec, height: int, width: int, *, region: Window | None = None, by_rows: bool = False
@@ -229,8 +236,10 @@ def segment_part(
     if resume and (finished := _finished(files, job, spec)):
         return finished
     done, total = 0, part.region.height * part.region.width
+    cache = cache_bytes(imagery, plan.tile_shape[0], plan.strip_px + plan.tile_shape[1])
+    check_space(target, _least_bytes(part, files))
     with (
-        require("rasterio").Env(GDAL_CACHEMAX=cache_bytes(imagery, plan.tile_shape[0], plan.strip_px + plan.tile_shape[1])),
+        require("rasterio").Env(GDAL_CACHEMAX=min(cache, options.cache_bytes)),
         write_maps(
             files, like=part.place, tags=_provenance(engine, part), job=job, overwrite=overwrite, resume=resume
         ) as writer,
@@ -267,6 +276,14 @@ def _map_files(spec: ModelSpec, target: Path, outputs: Outputs) -> "list[MapFile
         MapFile(labels, ("class",), colours={item.label: item.rgb for item in spec.classes}),
         *(MapFile(path, names, scale=PROBABILITY_SCALE) for path, names in zip(further, bands, strict=True)),
     ]
+
+
+def _least_bytes(part: "Part", files: "Sequence[MapFile]") -> int:
+    """What the maps need on the disk, at the least: twice their blocks, which are in the journal until the map is whole."""
+    cells = part.region.cut(-(-part.region.height // _DATA_CELLS), -(-part.region.width // _DATA_CELLS))
+    pixels = sum(cell.height * cell.width for cell in cells if not part.imagery.is_empty(cell))
+    per_pixel = _LABEL_BYTES + _PROBABILITY_BYTES * sum(len(file.bands) for file in files[1:])
+    return int(2 * pixels * per_pixel)
 
 
 def output_paths(target: Path, outputs: Outputs) -> list[Path]:

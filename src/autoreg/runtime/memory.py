@@ -1,0 +1,76 @@
+"""Tiles that fit into a given amount of memory."""
+
+import resource
+import sys
+
+import numpy as np
+
+from autoreg.errors import ConfigError
+from autoreg.raster.tiling import CORE_PX, round_up
+from autoreg.runtime.engine import Engine
+from autoreg.runtime.segment import TilingOptions
+
+_MEASURED_PX = 256
+"""Core of the tile that the engine is measured with: large enough for its growth to be seen, small enough for any limit."""
+_MARGIN = 1.3
+_WAITING_TILES = 8
+"""Tiles that have been read, or answered, and wait; a further one for each lane."""
+_REST_BYTES = 64 * 2**20
+"""Blocks that wait for their pixels, and libraries that are loaded later."""
+_CACHE_SHARE = 0.2
+
+
+def fit_memory(engine: Engine, limit_bytes: int, tile_px: int | None) -> TilingOptions:
+    """Choose tiles with which a process of this engine stays below ``limit_bytes``, on rasters of any size.
+
+    One tile is run to see what the engine needs for a pixel.
+
+    Args:
+        engine: that runs the tiles, one in each lane.
+        limit_bytes: most resident memory of the process.
+        tile_px: side of the tiles, if it has been chosen; then only the rest is.
+
+    Raises:
+        ConfigError: no tile is small enough.
+    """
+    spec = engine.spec
+    halo_px = round_up((spec.receptive_field_px or 0) // 2, spec.stride)
+    per_pixel = _bytes_per_pixel(engine, _side(_MEASURED_PX, halo_px, spec.stride))
+    fixed = _peak_bytes() + _REST_BYTES
+    if tile_px is not None:
+        sides = [tile_px]
+    elif spec.receptive_field_px is None:
+        sides = [spec.crop_px]  # another tile would give other labels
+    else:
+        sides = [_side(CORE_PX >> halvings, halo_px, spec.stride) for halvings in range(5)]
+    cache_bytes = int(_CACHE_SHARE * limit_bytes)
+    for side in sides:
+        needed = fixed + cache_bytes + int(per_pixel * side**2)
+        if needed <= limit_bytes:
+            return TilingOptions(side, cache_bytes=cache_bytes)
+    least = (fixed + per_pixel * sides[-1] ** 2) / (1 - _CACHE_SHARE)
+    raise ConfigError(
+        f"a limit of {limit_bytes / 1e6:.0f} MB is too low for this model with tiles of {sides[-1]} px, expected at least "
+        f"{least / 1e6:.0f} MB; raise it"
+    )
+
+
+def _side(core_px: int, halo_px: int, stride: int) -> int:
+    return round_up(core_px, stride) + 2 * halo_px
+
+
+def _bytes_per_pixel(engine: Engine, side: int) -> float:
+    """Of all tiles that are in memory at once: those that the engine runs, and those that wait."""
+    spec = engine.spec
+    before = _peak_bytes()
+    engine.predict(np.zeros((1, len(spec.bands), side, side), np.float32))
+    running = _MARGIN * (_peak_bytes() - before) / side**2
+    waiting = 4 * len(spec.bands) + len(spec.bands) * np.dtype(spec.dtype).itemsize + 2
+    logits = 4 * spec.clusters / spec.stride**2
+    return engine.lanes * running + (_WAITING_TILES + engine.lanes) * (waiting + logits)
+
+
+def _peak_bytes() -> int:
+    """Most resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
