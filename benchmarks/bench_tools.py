@@ -38,6 +38,7 @@ from autoreg.raster.tiling import round_up
 from autoreg.raster.window import Window
 from autoreg.spec import METADATA_KEY, ModelSpec
 from autoreg.train import TrainConfig, train_network
+from launch import Run, launch
 from record import record
 
 HEIGHT, WIDTH = 3071, 3069  # no multiple of the stride
@@ -83,29 +84,9 @@ name = infer(inference_input=source, bands_requested=["1", "2", "3"], patch_size
 os.replace(os.path.join(os.path.dirname(target), name), target)
 """
 
-# A child's peak memory is at least that of the process that started it, so a small process has to start it.
-LAUNCHER = """
-import json, os, subprocess, sys, time
-
-start = time.perf_counter()
-with open(sys.argv[1], "wb") as log:
-    child = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    status, usage = os.wait4(child.pid, 0)[1:]
-seconds = time.perf_counter() - start
-print(json.dumps([os.waitstatus_to_exitcode(status), seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024]))
-"""
-
 Labels = NDArray[np.uint8]
 Command = Callable[[Path, Path], list[str]]
 """From a raster and the map to write to a command line."""
-
-
-class Run(NamedTuple):
-    """What a process took: wall-clock and processor time, and its peak of resident memory."""
-
-    seconds: float
-    cpu_seconds: float
-    peak_mb: float
 
 
 @dataclass
@@ -408,16 +389,6 @@ def measure(candidates: list[Candidate], materials: Materials, folder: Path, rou
                         candidate.labels = dataset.read(1)
             seconds = candidate.whole[-1].seconds if candidate.whole else float("nan")
             print(f"round {number}: {candidate.tool}, {candidate.settings}: {seconds:.1f} s", file=sys.stderr)
-
-
-def launch(command: list[str], log: Path, home: Path) -> Run | None:
-    """Run a command with its output in ``log`` and its caches in ``home``; None if it failed."""
-    environment = os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home), "ORT_DISABLE_TELEMETRY": "1"}
-    result = subprocess.run(
-        [sys.executable, "-S", "-c", LAUNCHER, log, *command], check=True, capture_output=True, text=True, env=environment
-    )
-    code, *figures = json.loads(result.stdout)
-    return Run(*figures) if code == 0 else None
 
 
 def summarise(candidate: Candidate, reference: Labels) -> dict[str, Any]:

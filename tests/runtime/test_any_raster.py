@@ -245,12 +245,16 @@ def test_a_virtual_raster(engines: Engines, tmp_path: Path) -> None:
     check(engines(3, "uint8"), source, tmp_path, valid)
 
 
-def test_a_raster_on_a_server(engines: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("valid", [hole(), None], ids=["mask", "no mask"])
+def test_a_raster_on_a_server(
+    engines: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, valid: Valid | None
+) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    mask = None if valid is None else mask_of(valid)
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False):
-        save_raster(tmp_path / "a.tif", pixels_of(3), mask_of(hole()), compress="deflate", **TILED, **UTM)
+        save_raster(tmp_path / "a.tif", pixels_of(3), mask, compress="deflate", **TILED, **UTM)
     with served(tmp_path) as address:
-        check(engines(3, "uint8"), f"{address}/a.tif", tmp_path, hole())
+        check(engines(3, "uint8"), f"{address}/a.tif", tmp_path, valid)
 
 
 POINTS = [GroundControlPoint(row, col, 7 + col / 1e4, 50 - row / 1e4, 12) for row in (0, HEIGHT) for col in (0, WIDTH)]
