@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -51,3 +52,27 @@ def test_an_error_appears_where_its_result_would() -> None:
     assert next(results) == (1, 1)
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_no_work_goes_on_after_an_interruption_even_in_a_thread_that_was_just_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        begun.wait(10)
+        raise KeyboardInterrupt  # before the pool has taken note of its thread
+
+    begun = threading.Event()
+    inside = []
+
+    def work(item: int) -> None:
+        inside.append(item)
+        begun.set()
+        time.sleep(0.2)
+        inside.remove(item)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(in_background(work, [1, 2], depth=1))
+    assert begun.is_set()
+    assert inside == []
