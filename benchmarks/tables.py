@@ -4,11 +4,12 @@ import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from record import load
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "method.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "method.md", ROOT / "docs" / "segment.md")
 
 
 def demo_table() -> str:
@@ -23,19 +24,78 @@ def demo_table() -> str:
 
 def speed_table() -> str:
     """What was measured on the processor."""
-    segment = load("segment")
+    segment, memory = load("segment"), load("memory")["result"]
     speed = segment["result"]
     differing = sum(speed["differing_labels_by_tile_px"].values())
     sizes = ", ".join(speed["differing_labels_by_tile_px"])
+    peaks = [square["peak_mb"] for square in memory["squares"].values()]
+    shares = [f"{100 * found['of_a_tile_on_all_cores']:.0f} %" for found in speed["sizes"].values()]
     rows = [
-        f"| {segment['machine']['processor']}, {segment['machine']['cores']} cores, no GPU | |",
+        _machine_row(segment),
         "| --- | --- |",
-        f"| labels that depend on the tiling: tiles of {sizes} px against one pass, {speed['labels']} labels each "
-        f"| {differing} |",
-        "| `segment` with the demo's network, against its engine alone on preloaded tiles "
-        f"| {speed['segment_mpx_s']} of {speed['engine_alone_mpx_s']} MPx/s ({100 * speed['ratio']:.0f} %) |",
+        f"| labels that depend on the tiling: tiles of {sizes} px against one pass | {differing} |",
+        f"| `segment` with networks of size {', '.join(speed['sizes'])}, against their engine alone on preloaded tiles "
+        f"| {', '.join(str(found['segment_mpx_s']) for found in speed['sizes'].values())} MPx/s: "
+        f"{', '.join(shares)} |",
+        f"| peak memory on squares of {', '.join(memory['squares'])} px | {', '.join(f'{peak:.0f}' for peak in peaks)} MB |",
     ]
     return "\n".join(rows)
+
+
+def segment_table() -> str:
+    """What segmenting costs."""
+    segment, memory = load("segment"), load("memory")["result"]
+    result = segment["result"]
+    rows = [_machine_row(segment), "| --- | --- |"]
+    for size, found in result["sizes"].items():
+        alone, lanes = found["engine_a_tile_on_all_cores_mpx_s"], found["engine_a_tile_on_each_core_mpx_s"]
+        shares = (100 * found[f"of_a_tile_on_{cores}"] for cores in ("all_cores", "each_core"))
+        rows += [
+            f"| size {size}: the engine alone, a tile on all cores; a tile on each core | {alone}; {lanes} MPx/s |",
+            f"| size {size}: from file to map | {found['segment_mpx_s']} MPx/s, "
+            f"{' and '.join(f'{share:.0f} %' for share in shares)} of that |",
+        ]
+    rest = result["all_but_the_engine"]
+    rows.append(f"| all but the engine, {rest['raster']} | {rest['segment_mpx_s']} MPx/s |")
+    rows += [
+        f"| the engine alone by core and batch, size {size} "
+        f"| {'; '.join(f'{name}: {speed}' for name, speed in found.items())} MPx/s |"
+        for size, found in result["tiles"].items()
+    ]
+    rows += [
+        f"| peak memory of the process, size tiny, {side} x {side} px | {found['peak_mb']} MB |"
+        for side, found in memory["squares"].items()
+    ]
+    sparse = memory["sparse"]
+    rows.append(
+        f"| 250000 x 250000 px of which {sparse['with_data']} have data | {sparse['peak_mb']} MB, {sparse['seconds']} s |"
+    )
+    return "\n".join(rows)
+
+
+def tools_table() -> str:
+    """The same job by public tools."""
+    content = load("tools")
+    result = content["result"]
+    rows = [
+        f"{result['raster']}; median of {result['rounds']}; {content['machine']['processor']}, "
+        f"{content['machine']['cores']} cores, no GPU.",
+        "",
+        "| tool | settings | MPx/s | CPU seconds | peak memory | wrong labels | more than 64 px from the edge |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        version = result["versions"].get(row["tool"], {}).get(row["tool"], "")
+        wrong = row["wrong"]
+        rows.append(
+            f"| {row['tool']} {version} | {row['settings']} | {row['mpx_s']} | {row['cpu_seconds']} "
+            f"| {row['peak_memory_mb']} MB | {wrong['percent']} % | {wrong['percent_beyond_64_px_of_edges']} % |"
+        )
+    return "\n".join(rows)
+
+
+def _machine_row(content: dict[str, Any]) -> str:
+    return f"| {content['machine']['processor']}, {content['machine']['cores']} cores, no GPU | |"
 
 
 def training_table() -> str:
@@ -121,6 +181,8 @@ def ablation_table(name: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo_table,
     "speed": speed_table,
+    "segment": segment_table,
+    "tools": tools_table,
     "training": training_table,
     "recipe": recipe_table,
     "ablation_dubai": functools.partial(ablation_table, "dubai"),

@@ -13,17 +13,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autoreg.errors import AutoregError
     from autoreg.runtime.engine import Engine, load_engine
+    from autoreg.runtime.pipeline import Outputs
     from autoreg.runtime.segment import TilingOptions, segment_array, segment_raster
     from autoreg.spec import ModelSpec
 
 __version__ = "0.1.0"
 
-__all__ = ["AutoregError", "Engine", "ModelSpec", "TilingOptions", "load_engine", "segment_array", "segment_raster"]
+__all__ = [
+    "AutoregError",
+    "Engine",
+    "ModelSpec",
+    "Outputs",
+    "TilingOptions",
+    "load_engine",
+    "segment_array",
+    "segment_raster",
+]
 
 _HOMES = {
     "AutoregError": "autoreg.errors",
     "Engine": "autoreg.runtime.engine",
     "ModelSpec": "autoreg.spec",
+    "Outputs": "autoreg.runtime.pipeline",
     "TilingOptions": "autoreg.runtime.segment",
     "load_engine": "autoreg.runtime.engine",
     "segment_array": "autoreg.runtime.segment",

@@ -8,7 +8,7 @@ from autoreg.raster import tiling
 from autoreg.raster.tiling import plan_tiles, round_up
 from autoreg.raster.window import Window
 
-sizes = st.integers(1, 700)
+sizes = st.integers(1, 700) | st.integers(1, 5000)
 
 
 @given(

@@ -32,16 +32,17 @@ class Part:
     place: Imagery
     members: tuple[tuple[str | Path, Window], ...]
 
-    def sources(self, reach_px: int | None) -> list[str | Path]:
-        """The files that the labels of the region depend on, if a label depends on pixels at most ``reach_px`` away.
-
-        Args:
-            reach_px: None if it depends on all of them.
-        """
+    def around(self, reach_px: int | None) -> Window:
+        """What is seen of ``imagery`` by labels that depend on pixels at most ``reach_px`` away; None if on all of them."""
+        whole = Window(0, 0, self.imagery.height, self.imagery.width)
+        if reach_px is None:
+            return whole
         row, col, height, width = self.region
-        reach = reach_px or 0
-        near = Window(row - reach, col - reach, height + 2 * reach, width + 2 * reach)
-        return [path for path, window in self.members if reach_px is None or min(near.intersection(window)[2:]) > 0]
+        return whole.intersection(Window(row - reach_px, col - reach_px, height + 2 * reach_px, width + 2 * reach_px))
+
+    def members_in(self, window: Window) -> list[tuple[str | Path, Window]]:
+        """The rasters that reach into ``window``, and their places relative to the region."""
+        return [(path, place.within(self.region)) for path, place in self.members if min(window.intersection(place)[2:]) > 0]
 
 
 class _Alone:

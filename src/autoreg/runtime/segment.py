@@ -230,8 +230,7 @@ def segment_part(
     check_fit(part.name, imagery, spec)
     by_rows = imagery.block_shape[1] >= part.place.width
     plan = options.plan(spec, imagery.height, imagery.width, region=part.region, by_rows=by_rows)
-    sources = part.sources(None if spec.normalisation == "scene" else max(plan.tile_shape))
-    job = _job_digest(engine, part, sources, plan, outputs)
+    job = _job_digest(engine, part, plan, outputs)
     files = _map_files(spec, target, outputs)
     if resume and (finished := _finished(files, job, spec)):
         return finished
@@ -260,7 +259,7 @@ def segment_part(
                 progress(done, total)
 
         run(Job(engine, plan, read, put, outputs, options.batch_size, imagery.is_empty, is_done, advance))
-        if job != _job_digest(engine, part, sources, plan, outputs):
+        if job != _job_digest(engine, part, plan, outputs):
             raise RasterError(f"{part.name} changed while it was segmented, so there is no map of it; segment it again")
     return _segmented(files, writer.totals, spec, resumed=begun)
 
@@ -343,20 +342,21 @@ def check_fit(name: str, imagery: "Imagery", spec: ModelSpec) -> None:
         )
 
 
-def _job_digest(
-    engine: Engine, part: "Part", sources: Sequence[str | Path], plan: Tiling | Blending, outputs: Outputs
-) -> bytes:
-    """Digest of all that a pixel of the maps depends on: 32 bytes."""
+def _job_digest(engine: Engine, part: "Part", plan: Tiling | Blending, outputs: Outputs) -> bytes:
+    """Digest of all that a pixel of the maps depends on, 32 bytes; a raster that is too far to be seen changes nothing."""
     from autoreg import __version__
     from autoreg.raster.fingerprint import fingerprint
 
+    reach_px, grid_px = (plan.halo_px, plan.stride) if isinstance(plan, Tiling) else (plan.tile_px, plan.step_px)
+    seen = part.around(None if engine.spec.normalisation == "scene" else reach_px)
     job = {
         "version": __version__,
         "model": engine.model_digest,
         "engine": engine.device,
-        "sources": [fingerprint(source) for source in sources],
-        "places": [window for _, window in part.members],
-        "region": part.region,
+        "sources": [(fingerprint(source), place) for source, place in part.members_in(seen)],
+        "seen": seen.within(part.region),
+        "size": part.region[2:],
+        "on_grid": [start % grid_px for start in part.region[:2]],
         "tile_px": plan.tile_px if isinstance(plan, Blending) else None,
         "outputs": dataclasses.asdict(outputs),
     }
