@@ -147,14 +147,15 @@ def _answer_tiles(job: Job, tiles: Iterable[_Tile]) -> Generator[Answer | None]:
     lanes = job.engine.lanes
     logits_too = job.outputs.need_logits or isinstance(job.plan, Blending)
 
-    def ask(batch: tuple[tuple[_Tile, ...], _Prepared]) -> list[Answer | None]:
-        images, masks = batch[1]
+    def ask(prepared: list[_Prepared]) -> list[Answer | None]:
+        images, masks = prepared.pop()  # nobody else is to keep the images, the largest arrays of all, while answers wait
         answers = iter(() if images is None else _ask(job.engine, images, logits_too=logits_too))
+        del images
         return [None if mask is None else Answer(*next(answers), mask) for mask in masks]
 
     with (
-        closing(in_background(_Prepare(job), _batched(tiles, job.batch_size), depth=lanes)) as prepared,
-        closing(in_background(ask, prepared, depth=lanes, threads=lanes)) as asked,
+        closing(in_background(_Prepare(job), _batched(tiles, job.batch_size), depth=lanes)) as read,
+        closing(in_background(ask, ([prepared] for _, prepared in read), depth=lanes, threads=lanes)) as asked,
     ):
         for _, answers in asked:
             yield from answers
