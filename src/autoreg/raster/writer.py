@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from autoreg.errors import OutputError, RasterError
 from autoreg.optional import require
-from autoreg.output import atomic_output, check_output, remove_leftovers
+from autoreg.output import atomic_output, check_output, check_space, remove_leftovers
 from autoreg.raster.area import row_areas_m2
 from autoreg.raster.cog import BLOCK_PX, Block, Pyramid, compress, write_cog
 from autoreg.raster.imagery import Imagery
@@ -211,6 +211,7 @@ def write_maps(
     like: Imagery,
     tags: Mapping[str, str],
     job: bytes,
+    needed_bytes: int = 0,
     overwrite: bool,
     resume: bool = False,
 ) -> Iterator[MapWriter]:
@@ -224,6 +225,7 @@ def write_maps(
         like: the raster that is being labelled.
         tags: provenance, written as TIFF metadata.
         job: digest of all that a pixel of the maps depends on, 32 bytes; it is one of the tags.
+        needed_bytes: what the maps need on their disk, at the least; it is looked for before the work.
         overwrite: replace existing files, and what an earlier process has begun.
         resume: keep what an earlier process of the same job has begun.
 
@@ -233,6 +235,7 @@ def write_maps(
     """
     for file in files:
         check_output(file.path, overwrite=overwrite)
+    check_space(files[0].path, needed_bytes)
     first = files[0].path
     try:
         for file in files:

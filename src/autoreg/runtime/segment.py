@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoreg.errors import RasterError
-from autoreg.output import check_space
 from autoreg.raster.blending import Blending, plan_blending
 from autoreg.raster.statistics import Read, match_scene
 from autoreg.raster.tiling import Tiling, plan_tiles
@@ -236,11 +235,16 @@ def segment_part(
         return finished
     done, total = 0, part.region.height * part.region.width
     cache = cache_bytes(imagery, plan.tile_shape[0], plan.strip_px + plan.tile_shape[1])
-    check_space(target, _least_bytes(part, files))
     with (
         require("rasterio").Env(GDAL_CACHEMAX=min(cache, options.cache_bytes)),
         write_maps(
-            files, like=part.place, tags=_provenance(engine, part), job=job, overwrite=overwrite, resume=resume
+            files,
+            like=part.place,
+            tags=_provenance(engine, part),
+            job=job,
+            needed_bytes=_least_bytes(part, files),
+            overwrite=overwrite,
+            resume=resume,
         ) as writer,
     ):
         begun = bool(writer.totals.pixels.any())
