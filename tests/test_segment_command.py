@@ -13,20 +13,18 @@ from rio_cogeo.cogeo import cog_validate
 
 from autoreg import output
 from autoreg.errors import ConfigError, OutputError
-from autoreg.export import export_onnx
 from autoreg.runtime.engine import load_engine
 from autoreg.runtime.memory import fit_memory
-from conftest import noise, save_random_checkpoint, save_raster
+from conftest import Models, noise, save_raster
 from forks import autoreg
 
 PLACE = Affine(2, 0, 500_000, 0, -2, 5_000_000)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    export_onnx(save_random_checkpoint(folder / "checkpoint.pt", stride=2), folder / "model.onnx")
-    return folder / "model.onnx"
+def model(models: Models) -> Path:
+    """An untrained model: its maps are noise, too, and need some space."""
+    return models(2, "uint8")
 
 
 @pytest.fixture(scope="module")

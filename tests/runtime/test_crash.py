@@ -17,9 +17,8 @@ import pytest
 import rasterio
 from rio_cogeo.cogeo import cog_validate
 
-from autoreg.export import export_onnx
 from autoreg.raster.journal import journal_path
-from conftest import damage_raster, noise, save_random_checkpoint, save_raster
+from conftest import Models, damage_raster, noise, save_raster
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -28,11 +27,9 @@ KILLS = 20
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(models: Models) -> Path:
     """An untrained model: its maps are noise, too, and need some space."""
-    folder = tmp_path_factory.mktemp("model")
-    export_onnx(save_random_checkpoint(folder / "checkpoint.pt", stride=2), folder / "model.onnx")
-    return folder / "model.onnx"
+    return models(2, "uint8")
 
 
 @pytest.fixture(scope="module")

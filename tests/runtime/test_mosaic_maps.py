@@ -14,12 +14,11 @@ from rio_cogeo.cogeo import cog_validate
 
 from autoreg import Engine, TilingOptions, load_engine, segment_array, segment_raster
 from autoreg.errors import RasterError
-from autoreg.export import export_onnx
 from autoreg.raster.rasters import Rasters
 from autoreg.raster.window import Window
 from autoreg.runtime.pipeline import Outputs
 from autoreg.runtime.segment import segment_part
-from conftest import EDGE, damage_raster, needs_edge, noise, save_random_checkpoint, save_raster
+from conftest import EDGE, Models, damage_raster, needs_edge, noise, save_raster
 
 PLACE = Affine(2, 0, 500_000, 0, -2, 5_000_000)
 
@@ -134,9 +133,8 @@ def test_what_does_not_fit_is_no_mosaic(tmp_path: Path) -> None:
 
 
 @needs_edge
-def test_real_pieces_make_the_map_of_the_raster_that_they_were_cut_from(tmp_path: Path) -> None:
-    export_onnx(save_random_checkpoint(tmp_path / "checkpoint.pt", stride=4, bands=3), tmp_path / "model.onnx")
-    engine = load_engine(tmp_path / "model.onnx")
+def test_real_pieces_make_the_map_of_the_raster_that_they_were_cut_from(models: Models, tmp_path: Path) -> None:
+    engine = load_engine(models(3, "uint8"))
     paths = [EDGE / f"rasterio_rgb{number}.tif" for number in range(1, 5)]  # they overlap by a pixel
     segment_raster(engine, EDGE / "rasterio_RGB.byte.tif", tmp_path / "whole.tif")
     expected = read(tmp_path / "whole.tif")[0]
