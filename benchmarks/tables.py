@@ -85,10 +85,11 @@ def tools_table() -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["rows"]:
-        version = result["versions"].get(row["tool"], {}).get(row["tool"], "")
+        version = result["versions"].get(row["tool"], {}).get(row["tool"])
+        tool = f"{row['tool']} {version}" if version else row["tool"]
         wrong = row["wrong"]
         rows.append(
-            f"| {row['tool']} {version} | {row['settings']} | {row['mpx_s']} | {row['cpu_seconds']} "
+            f"| {tool} | {row['settings']} | {row['mpx_s']} | {row['cpu_seconds']} "
             f"| {row['peak_memory_mb']} MB | {wrong['percent']} % | {wrong['percent_beyond_64_px_of_edges']} % |"
         )
     return "\n".join(rows)

@@ -54,7 +54,9 @@ def test_an_error_appears_where_its_result_would() -> None:
         next(results)
 
 
-def test_no_work_goes_on_after_an_interruption_even_in_a_thread_that_was_just_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_work_goes_on_after_an_interruption_even_in_a_thread_that_was_just_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     start = threading.Thread.start
 
     def interrupted(thread: threading.Thread) -> None:
