@@ -84,12 +84,12 @@ def test_a_huge_raster_is_planned_without_allocating_it() -> None:
     tracemalloc.start()
     most = run = 0
     held: tuple[Window, ...] = ()
-    for core, tiles in itertools.islice(plan, cores_of_a_strip, 2 * cores_of_a_strip):
-        most, run = max(most, len(tiles)), run + len(set(tiles) - set(held))
-        held = tiles
+    for area in itertools.islice(plan, cores_of_a_strip, 2 * cores_of_a_strip):
+        most, run = max(most, len(area.tiles)), run + len(set(area.tiles) - set(held))
+        held = area.tiles
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert core == Window(side // 512 * 512, 2048, side % 512, 2048)
+    assert area.core == Window(side // 512 * 512, 2048, side % 512, 2048)
     assert most <= (2048 // step + 1) * (512 // step + 1)
     assert run <= 1.04 * (2048 / step) * (side / step)
     assert peak < 2**21
