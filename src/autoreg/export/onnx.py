@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from autoreg import __version__
-from autoreg.errors import CheckpointError, ConfigError, ModelError
-from autoreg.export.precision import to_fp16
+from autoreg.errors import ConfigError, ModelError
+from autoreg.export.precision import FP16_LIMIT, find_largest_activation, to_fp16
 from autoreg.export.strip import DeployedNetwork, strip
 from autoreg.network.backbone import load_backbone
-from autoreg.network.checkpoint import Checkpoint, digest_file, load_checkpoint
+from autoreg.network.checkpoint import Checkpoint, check_fitted, digest_file, load_checkpoint
 from autoreg.network.network import Network
 from autoreg.output import atomic_output, check_output
 from autoreg.raster.palette import unnamed_classes
 from autoreg.runtime.engine import Prediction
 from autoreg.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from autoreg.runtime.parity import Parity, compare, require_parity
+from autoreg.runtime.parity import PARITY_KEY, Parity, compare, require_parity
 from autoreg.spec import METADATA_KEY, ModelSpec
 
 OPSET = 20
@@ -35,6 +35,8 @@ OPSET = 20
 _EXAMPLE_CELLS = 8
 _PARITY_CROPS = 4
 _PRODUCER = "autoreg"
+_LARGE_SHARE = 0.25
+_log = logging.getLogger("autoreg")
 
 
 @dataclass(frozen=True)
@@ -85,28 +87,25 @@ def export_onnx(
         raise ConfigError(f"precision is {precision!r}, expected fp32 or fp16; for int8 use autoreg calibrate")
     check_output(output, overwrite=overwrite)
     checkpoint = load_checkpoint(checkpoint_path)
-    if not checkpoint.fitted:
-        raise CheckpointError(
-            f"{checkpoint_path} has no clusters yet, because they are found when its training ends; "
-            f"go on with autoreg train -o {checkpoint_path} --resume"
-        )
+    check_fitted(checkpoint, checkpoint_path)
     network = checkpoint.build_network(extractor or load_backbone(backbone, checkpoint.network.bands))
     deployed = strip(network)
-    model = _convert(deployed, checkpoint)
+    model = convert_network(deployed, checkpoint)
     if precision == "fp16":
+        _warn_of_large_activations(deployed, checkpoint.samples)
         model = to_fp16(model)
     spec = _spec(checkpoint, network, precision, digest_file(checkpoint_path))
     onnx.checker.check_model(_with_spec(model, spec), full_check=True)
     parity = _prove(network, _with_spec(model, spec).SerializeToString(), checkpoint.samples[:_PARITY_CROPS], spec)
     spec = dataclasses.replace(spec, agreement=parity.agreement)
-    content = _with_spec(model, spec).SerializeToString()
+    content = _with_spec(model, spec, parity).SerializeToString()
     with atomic_output(output, overwrite=overwrite) as temporary:
         temporary.write_bytes(content)
     return Exported(spec, parity, len(content))
 
 
-def _convert(deployed: DeployedNetwork, checkpoint: Checkpoint) -> onnx.ModelProto:
-    """The float32 ONNX model of a stripped network."""
+def convert_network(deployed: DeployedNetwork, checkpoint: Checkpoint) -> onnx.ModelProto:
+    """The float32 ONNX model of a stripped network, as the exporter makes it, but for names."""
     stride = checkpoint.network.stride
     side = _EXAMPLE_CELLS * stride
     # Two images of unequal sides: from a batch of one, or a square, the exporter would conclude that it is always so.
@@ -137,6 +136,19 @@ def _convert(deployed: DeployedNetwork, checkpoint: Checkpoint) -> onnx.ModelPro
     model.producer_name, model.producer_version = _PRODUCER, __version__
     model.graph.name = _PRODUCER
     return model
+
+
+def _warn_of_large_activations(deployed: DeployedNetwork, samples: Tensor) -> None:
+    """Parity is proven on the sample crops alone: other imagery may exceed what they come near to."""
+    layer, largest = find_largest_activation(deployed, samples)
+    if largest > _LARGE_SHARE * FP16_LIMIT:
+        _log.warning(
+            "the activations of layer %s reach %.4g on the sample crops, and float16 ends at %.0f: on other imagery they "
+            "may overflow, so compare on some with autoreg verify --tiles, or export without --fp16",
+            layer,
+            largest,
+            FP16_LIMIT,
+        )
 
 
 def _name_axes(model: onnx.ModelProto) -> None:
@@ -175,11 +187,9 @@ def _spec(checkpoint: Checkpoint, network: Network, precision: str, digest: str)
     )
 
 
-def _with_spec(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
-    """The model, carrying ``spec`` and no other metadata."""
-    del model.metadata_props[:]
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, spec.to_json()
+def _with_spec(model: onnx.ModelProto, spec: ModelSpec, parity: Parity | None = None) -> onnx.ModelProto:
+    """The model, carrying ``spec``, and what was proven of it if that is known, and no other metadata."""
+    onnx.helper.set_model_props(model, {METADATA_KEY: spec.to_json()} | ({PARITY_KEY: parity.to_json()} if parity else {}))
     return model
 
 

@@ -114,6 +114,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is a checkpoint, but not a valid one: {error}") from error
 
 
+def check_fitted(checkpoint: Checkpoint, path: Path) -> None:
+    """Make sure that a checkpoint can be deployed.
+
+    Raises:
+        CheckpointError: it is from the midst of a training that finds its clusters at its end.
+    """
+    if not checkpoint.fitted:
+        raise CheckpointError(
+            f"{path} has no clusters yet, because they are found when its training ends; "
+            f"go on with autoreg train -o {path} --resume"
+        )
+
+
 def digest_file(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
