@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from autoreg.train.views import calibrate_network
 # Here and in the processes that tests start. Networks of this size are slower on two threads than on one, much slower where
 # another process wants the second core; and with another number of threads, a training gives slightly other weights.
 os.environ["OMP_NUM_THREADS"] = "1"
+# What somebody has found to be fastest on this machine is to choose no engine here.
+os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "autoreg-tests-have-no-cache")
 torch.set_num_threads(1)
 
 # Machines are shared: no example is too slow. The same examples each time: a red test is red for everybody.
@@ -139,6 +142,15 @@ def model(checkpoint: Path) -> Path:
     path = checkpoint.with_name("model.onnx")
     export_onnx(checkpoint, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def trained(scenes: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned enough to be sure of most labels: one in INT8 can then keep them."""
+    path = tmp_path_factory.mktemp("trained") / "checkpoint.pt"
+    train_network(scenes, path, dataclasses.replace(SHORT, classes=5, steps=80, learning_rate=2e-3))
+    export_onnx(path, path.with_name("model.onnx"))
+    return path.with_name("model.onnx")
 
 
 @pytest.fixture(scope="session")

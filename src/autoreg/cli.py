@@ -6,8 +6,11 @@ import sys
 
 import click
 
+from autoreg.commands.bench import bench
+from autoreg.commands.calibrate import calibrate
 from autoreg.commands.data import data
 from autoreg.commands.demo import demo
+from autoreg.commands.doctor import doctor
 from autoreg.commands.evaluate import evaluate, probe
 from autoreg.commands.export import export
 from autoreg.commands.info import info
@@ -17,6 +20,7 @@ from autoreg.commands.orderings import orderings
 from autoreg.commands.report import report
 from autoreg.commands.segment import segment
 from autoreg.commands.train import baseline, train
+from autoreg.commands.verify import verify
 from autoreg.commands.verify_tiling import verify_tiling
 from autoreg.errors import AutoregError, RankError
 from autoreg.optional import explain_missing
@@ -46,12 +50,16 @@ for _command in (
     baseline,
     report,
     export,
+    calibrate,
     match,
     segment,
+    verify,
     verify_tiling,
+    bench,
     evaluate,
     probe,
     info,
+    doctor,
     data,
     orderings,
     demo,

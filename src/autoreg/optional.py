@@ -10,6 +10,7 @@ EXTRAS = {
     "onnxconverter_common": "train",
     "onnxruntime": "run",
     "onnxscript": "train",
+    "openvino": "openvino",
     "pyarrow": "vector",
     "pyogrio": "vector",
     "rasterio": "run",

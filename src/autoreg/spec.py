@@ -23,6 +23,8 @@ from typing import Any
 from autoreg.errors import ModelError
 
 METADATA_KEY = "autoreg.spec"
+CALIBRATION_KEY = "autoreg.calibration"
+"""Metadata entry of an INT8 model: how it was calibrated, layer by layer, as JSON."""
 SPEC_VERSION = 2
 DTYPES = ("uint8", "uint16", "int16", "float32")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -107,7 +109,8 @@ class ModelSpec:
             so that each band has ``mean`` and ``std`` over the scene (see ``raster/statistics.py``).
         precision: of the weights and activations inside; input and logits are float32 in each.
         checkpoint_digest: SHA-256 of the checkpoint file, hexadecimal.
-        agreement: share of labels, 0..1, that were equal to PyTorch's when the file was made.
+        agreement: share of labels, 0..1, that were equal to PyTorch's when the file was made; of an INT8 model, to those of
+            the float32 model that it was made of.
         autoreg_version: version that wrote the file.
         version: of this layout.
     """

@@ -25,7 +25,11 @@ def info(file: Path, as_json: bool) -> None:
         promises["receptive_field_px"] = "whole tile"
     width = max(map(len, promises))
     if promises["kind"] == "model":
-        promises["classes"] = f"\n{'':<{width}}  ".join(map(_describe_class, promises["classes"]))
+        line = f"\n{'':<{width}}  "
+        promises["classes"] = line.join(map(_describe_class, promises["classes"]))
+        promises["parity"] = line.join(_describe_parity(promises["parity"]))
+        if "calibration" in promises:
+            promises["calibration"] = line.join(_describe_calibration(promises["calibration"]))
     for name, value in promises.items():
         text = (
             ", ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in value)
@@ -33,6 +37,32 @@ def info(file: Path, as_json: bool) -> None:
             else value
         )
         click.echo(f"{name:<{width}}  {text}")
+
+
+def _describe_parity(parity: dict[str, Any] | None) -> list[str]:
+    """What was measured when the model was made, one figure a line."""
+    if parity is None:
+        return ["not in the file"]
+    shown = parity | {"iou": " ".join("-" if value is None else f"{value:.4f}" for value in parity["iou"])}
+    return [f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()]
+
+
+def _describe_calibration(calibration: dict[str, Any]) -> list[str]:
+    """How an INT8 model was calibrated, one figure or layer a line."""
+    figures = [f"{name} {value}" for name, value in calibration.items() if name != "layers"]
+    return figures + [f"{item['name']} {item['precision']}: {item['reason']}" for item in calibration["layers"]]
+
+
+def _read_calibration(text: str) -> dict[str, Any]:
+    from autoreg.errors import ModelError
+    from autoreg.spec import CALIBRATION_KEY
+
+    try:
+        values = json.loads(text)
+        layers = [{key: item[key] for key in ("name", "precision", "agreement", "reason")} for item in values["layers"]]
+        return {**values, "layers": layers}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ModelError(f"the model's {CALIBRATION_KEY} is not valid ({error!r}); calibrate the model again") from error
 
 
 def _describe_class(item: dict[str, Any]) -> str:
@@ -60,7 +90,17 @@ def _describe(path: Path) -> dict[str, Any]:
             "step": checkpoint.loop.get("step"),
             **{name: value for name, value in checkpoint.settings.items() if name not in ("classes", "device")},
         }
-    from autoreg.runtime.engine import load_engine
+    from autoreg.runtime.engines.onnxruntime import OnnxRuntimeEngine
+    from autoreg.runtime.parity import read_parity
+    from autoreg.spec import CALIBRATION_KEY
 
-    engine = load_engine(path)
-    return {"kind": "model", **dataclasses.asdict(engine.spec), "sha256": engine.model_digest}
+    engine = OnnxRuntimeEngine.from_file(path)
+    parity = read_parity(engine.metadata)
+    calibration = engine.metadata.get(CALIBRATION_KEY)
+    return {
+        "kind": "model",
+        **dataclasses.asdict(engine.spec),
+        "parity": parity.as_dict() if parity else None,
+        **({"calibration": _read_calibration(calibration)} if calibration else {}),
+        "sha256": engine.model_digest,
+    }

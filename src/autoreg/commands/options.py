@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from autoreg.errors import OutputError
+from autoreg.runtime.devices import AUTO, DEVICE_NAMES
 
 INTERRUPTED = 130
 
@@ -39,6 +40,16 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSO
 backbone_option = click.option(
     "--backbone", metavar="MODULE:FUNCTION", help="Your own function from the number of bands to a torch module; it is run."
 )
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(DEVICE_NAMES),
+    default=AUTO,
+    show_default=True,
+    help="What runs the model: ONNX Runtime on the GPU or the CPU, or OpenVINO on the CPU; auto takes what autoreg bench "
+    "found fastest here, else a GPU if it can.",
+)
+require_gpu_option = click.option("--require-gpu", is_flag=True, help="Fail rather than run on a CPU.")
 
 
 def make_folder(folder: Path) -> None:

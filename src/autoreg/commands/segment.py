@@ -1,6 +1,7 @@
 """``autoreg segment``."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import time
@@ -11,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autoreg.commands.options import PATH, as_json_option, command, make_folder, overwrite_option, quiet_option
+from autoreg.commands.options import (
+    PATH,
+    as_json_option,
+    command,
+    device_option,
+    make_folder,
+    overwrite_option,
+    quiet_option,
+    require_gpu_option,
+)
 from autoreg.errors import AutoregError, ConfigError, OutputError
 from autoreg.output import check_output
 from autoreg.spec import MapClass
@@ -27,6 +37,8 @@ SOME_FAILED = 3
 
 _MOST_LANES = 8
 """Tiles that are run at once, at most: each needs memory, and so many keep every core busy."""
+_GPU_LANES = 2
+"""On a GPU: one is computed while another is copied to it or back."""
 
 
 class _Memory(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
@@ -48,6 +60,8 @@ class _Memory(click.ParamType):  # type: ignore[type-arg]  # generic from click 
 )
 @click.argument("tiles", nargs=-1, required=True, metavar="TILES...")
 @click.option("-m", "--model", type=PATH, default="model.onnx", show_default=True, help="Model to run.")
+@device_option
+@require_gpu_option
 @click.option("-o", "--output", type=PATH, default="out", show_default=True, help="Folder for the maps.")
 @click.option("--mosaic", type=PATH, metavar="OUT.tif", help="Write one map of all TILES instead.")
 @click.option("--confidence", is_flag=True, help="Write NAME.confidence.tif, too: how sure the model is of each label.")
@@ -68,6 +82,8 @@ class _Memory(click.ParamType):  # type: ignore[type-arg]  # generic from click 
 def segment(
     tiles: tuple[str, ...],
     model: Path,
+    device: str,
+    require_gpu: bool,
     output: Path,
     mosaic: Path | None,
     confidence: bool,
@@ -93,18 +109,16 @@ def segment(
     whole tile (attention): then overlapping tiles are blended, and the share of labels that depend on the tiling is
     printed. A raster that fails is reported and the others are done; the exit status then is 3.
     """
-    from autoreg.raster.background import count_cores
     from autoreg.raster.polygons import write_polygons
     from autoreg.raster.rasters import Rasters
     from autoreg.raster.vector_file import check_vector_target
-    from autoreg.runtime.engine import load_engine
     from autoreg.runtime.memory import fit_memory
     from autoreg.runtime.pipeline import Outputs
     from autoreg.runtime.segment import TilingOptions, output_paths
 
     if vector is None and not (min_area is None and simplify is None):
         raise ConfigError("--min-area and --simplify are about polygons; give --vector FILE, too")
-    engine = load_engine(model, lanes=min(count_cores(), _MOST_LANES))
+    engine = _load_engine(model, device, require_gpu=require_gpu)
     outputs = Outputs(confidence=confidence, probabilities=probabilities)
     targets = _map_paths(tiles, output) if mosaic is None else [mosaic]
     files = [path for target in targets for path in output_paths(target, outputs)]
@@ -130,10 +144,23 @@ def segment(
         if not as_json:
             click.echo(vector)
     if maps and not (quiet or as_json):
-        click.echo("\n".join(_summary(engine.spec.classes, done)), err=True)
+        click.echo("\n".join([f"run by {engine.device}", *_summary(engine.spec.classes, done)]), err=True)
     if len(maps) < len(targets):
         click.echo(f"autoreg: {len(targets) - len(maps)} of {len(targets)} rasters failed", err=True)
         raise click.exceptions.Exit(SOME_FAILED)
+
+
+def _load_engine(model: Path, device: str, *, require_gpu: bool) -> "Engine":
+    """An engine with as many lanes as its device is to have."""
+    from autoreg.raster.background import count_cores
+    from autoreg.runtime.devices import choose_device
+    from autoreg.runtime.engine import load_engine
+    from autoreg.runtime.model_file import read_model
+
+    digest = hashlib.sha256(read_model(model)).hexdigest()
+    chosen = choose_device(device, model_digest=digest, require_gpu=require_gpu)
+    lanes = _GPU_LANES if chosen.gpu else min(count_cores(), _MOST_LANES)
+    return load_engine(model, device=chosen.name, lanes=lanes)
 
 
 @dataclass(frozen=True)
@@ -204,6 +231,7 @@ class _Job:
             "source": name,
             "map": str(segmented.maps[0]),
             "further_maps": [str(path) for path in segmented.maps[1:]],
+            "engine": self.engine.device,
             "seconds": round(seconds, 3),
             "pixels": segmented.pixels,
             "tiling_dependent": round(segmented.tiling_dependent, 6),

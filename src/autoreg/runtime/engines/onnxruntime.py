@@ -1,100 +1,126 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU, or on an NVIDIA GPU."""
 
 import hashlib
-import os
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from autoreg.errors import EngineError, ModelError
-from autoreg.optional import require
 from autoreg.raster.background import count_cores
-from autoreg.runtime.engine import Images, Labels, Prediction
-from autoreg.spec import METADATA_KEY, ModelSpec
+from autoreg.runtime.devices import find_gpus, import_library
+from autoreg.runtime.engine import Images, Labels, Prediction, check_answer, check_images
+from autoreg.runtime.model_file import read_model, read_spec
+from autoreg.runtime.zero_point import to_unsigned
 
-_MODEL_LIMIT_BYTES = 2 * 2**30  # of one protobuf message
-_ERRORS_ONLY = 3
+_CPU = "CPUExecutionProvider"
+_CUDA_OPTIONS = {
+    # Rounds the inputs of convolutions to 10 bits, which no model file has asked for.
+    "use_tf32": "0",
+    # The default measures at the first tile of each shape: then the choice, and rounding, depends on how busy the GPU was.
+    "cudnn_conv_algo_search": "HEURISTIC",
+}
+_FATAL_ONLY = 4
+_FOLDED_BYTES = 2**26
+"""Of what is computed when a model is loaded, each: a few bytes of a file can ask for more than there is memory."""
 
 
 class OnnxRuntimeEngine:
-    """Runs an ONNX model on the CPU; see ``autoreg.runtime.engine.Engine``."""
+    """Runs an ONNX model; see ``autoreg.runtime.engine.Engine``.
 
-    def __init__(self, model: bytes, name: str, *, threads: int | None = None, lanes: int = 1) -> None:
+    On a GPU (``CUDAExecutionProvider``) it was tried by hand, on an H200 with onnxruntime-gpu 1.31: no machine that runs the
+    tests has one.
+
+    Attributes:
+        metadata: all entries of the model file, by name.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        name: str,
+        *,
+        provider: str = _CPU,
+        threads: int | None = None,
+        lanes: int = 1,
+        as_stored: bool = False,
+    ) -> None:
         """Load a model from memory.
 
         Args:
             model: the bytes of an ``.onnx`` file.
             name: of the model in error messages.
+            provider: what ONNX Runtime calls the device: that of one of ``autoreg.runtime.devices.DEVICES``.
             threads: as in ``load_engine``.
             lanes: as in ``load_engine``.
+            as_stored: compute an INT8 model as it stands in the file, not as it is fast here; see ``runtime.zero_point``.
 
         Raises:
             ModelError: not an ONNX model, or one without a valid ModelSpec.
             MissingDependencyError: onnxruntime is not installed.
+            EngineError: ONNX Runtime would run the model elsewhere.
         """
-        # Without this, releases from 1.29 on report to their vendor and leave a device id in the user's cache.
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        runtime = require("onnxruntime")
+        self.spec = read_spec(model, name)
+        runtime = import_library("onnxruntime")
         options = runtime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL_ONLY  # it prints what it raises, too
         options.enable_mem_pattern = False  # it plans for one shape, and each raster brings its own
         options.inter_op_num_threads = 1
         options.intra_op_num_threads = threads or max(count_cores() // lanes, 1)
+        options.use_deterministic_compute = True
         # A thread that spins while it waits takes its core from the threads that read and write, and from other processes.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(_FOLDED_BYTES))
+        if provider != _CPU:
+            with redirect_stdout(StringIO()):  # it prints what it does not find
+                runtime.preload_dlls()  # CUDA and cuDNN as pip installs them
+        content = model if as_stored or provider != _CPU else to_unsigned(model)
+        providers = [_CPU] if provider == _CPU else [(provider, _CUDA_OPTIONS), _CPU]
         try:
-            self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            # Else it goes on with the CPU after an error, and says so on stdout.
+            self._session = runtime.InferenceSession(content, options, providers=providers, enable_fallback=0)
         except Exception as error:  # the library's exceptions share no base but this one
-            raise ModelError(f"{name} is not an ONNX model that ONNX Runtime {runtime.__version__} can load") from error
-        self.spec = _read_spec(self._session, name)
+            raise ModelError(
+                f"{name} is not an ONNX model that ONNX Runtime {runtime.__version__} can load ({_reason(error)}); "
+                f"export it again"
+            ) from error
+        if provider not in self._session.get_providers():
+            raise EngineError(
+                f"ONNX Runtime {runtime.__version__} cannot use its {provider} and would run {name} on the CPU, most often "
+                f"because libraries of CUDA or cuDNN are missing or of another version; install them, or use the device cpu"
+            )
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         self.model_digest = hashlib.sha256(model).hexdigest()
         self.lanes = lanes
-        self.device = f"ONNX Runtime {runtime.__version__} on the CPU"
+        self.device = f"ONNX Runtime {runtime.__version__} on {'the CPU' if provider == _CPU else find_gpus()[0]}"
 
     @classmethod
     def from_file(cls, path: Path, *, threads: int | None = None, lanes: int = 1) -> Self:
-        """Load a model file; see ``autoreg.runtime.engine.load_engine``."""
-        if not path.is_file():
-            raise ModelError(f"there is no model {path}; make one with autoreg export")
-        if path.stat().st_size > _MODEL_LIMIT_BYTES:
-            raise ModelError(f"{path} is larger than the {_MODEL_LIMIT_BYTES} bytes that an ONNX file can have")
-        return cls(path.read_bytes(), str(path), threads=threads, lanes=lanes)
+        """Load a model file on the CPU; see ``autoreg.runtime.engine.load_engine``."""
+        return cls(read_model(path), str(path), threads=threads, lanes=lanes)
 
     def label(self, images: Images) -> Labels:
         """Labels of ``images``."""
-        return np.asarray(self._run(["labels"], images)[0])
+        labels = np.asarray(self._run(["labels"], images)[0])
+        check_answer(images, self.spec, labels)
+        return labels
 
     def predict(self, images: Images) -> Prediction:
         """Labels and logits of ``images``."""
         labels, logits = self._run(["labels", "logits"], images)
+        check_answer(images, self.spec, labels, logits)
         return Prediction(labels, logits)
 
     def _run(self, outputs: list[str], images: Images) -> Any:
+        check_images(images, self.spec)
         try:
             return self._session.run(outputs, {"image": images})
         except Exception as error:  # as above
-            reason = " ".join(str(error).split())
-            raise EngineError(f"ONNX Runtime failed on input of shape {images.shape}: {reason}") from error
+            raise EngineError(f"ONNX Runtime failed on input of shape {images.shape}: {_reason(error)}") from error
 
 
-def _read_spec(session: Any, name: str) -> ModelSpec:
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    if text is None:
-        raise ModelError(f"{name} has no {METADATA_KEY} in its metadata, so it is no model of autoreg; use autoreg export")
-    inputs = [node.name for node in session.get_inputs()]
-    outputs = [node.name for node in session.get_outputs()]
-    if inputs != ["image"] or outputs != ["labels", "logits"]:
-        raise ModelError(
-            f"{name} has inputs {inputs} and outputs {outputs}, expected ['image'] and ['labels', 'logits']; export it again"
-        )
-    spec = ModelSpec.from_json(text)
-    declared = session.get_inputs()[0].shape
-    if len(declared) != 4 or declared[1] != len(spec.bands):
-        raise ModelError(
-            f"{name} takes input of shape {declared}, but its spec says {len(spec.bands)} bands; export it again"
-        )
-    answered = session.get_outputs()[1].shape[1]
-    if answered != spec.clusters:
-        raise ModelError(f"{name} gives {answered} clusters, but its spec says {spec.clusters}; export it again")
-    return spec
+def _reason(error: Exception) -> str:
+    """What the library says, in a line."""
+    return " ".join("".join(char if char.isprintable() else " " for char in str(error)).split())[:300]

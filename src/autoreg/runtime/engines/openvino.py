@@ -1,0 +1,96 @@
+"""OpenVINO on the CPU."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from autoreg.errors import EngineError, ModelError
+from autoreg.raster.background import count_cores
+from autoreg.runtime.devices import import_library
+from autoreg.runtime.engine import Images, Labels, Prediction, check_answer, check_images
+from autoreg.runtime.model_file import read_spec
+
+
+class OpenVinoEngine:
+    """Runs an ONNX model on the CPU; see ``autoreg.runtime.engine.Engine``.
+
+    More threads than there are lanes may call it; then some of them wait.
+    """
+
+    def __init__(self, model: bytes, name: str, *, threads: int | None = None, lanes: int = 1) -> None:
+        """Load a model from memory.
+
+        Args:
+            model: the bytes of an ``.onnx`` file.
+            name: of the model in error messages.
+            threads: as in ``load_engine``.
+            lanes: as in ``load_engine``.
+
+        Raises:
+            ModelError: not an ONNX model that OpenVINO can load, or one without a valid ModelSpec.
+            MissingDependencyError: openvino is not installed.
+        """
+        self.spec = read_spec(model, name)
+        library = import_library("openvino")
+        version = library.__version__.partition("-")[0]
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            # A stream is what a lane needs: one call at a time. The threads are those of all streams together.
+            "NUM_STREAMS": lanes,
+            "INFERENCE_NUM_THREADS": lanes * (threads or max(count_cores() // lanes, 1)),
+            # Others read, write and train on the same cores.
+            "ENABLE_CPU_PINNING": False,
+            # Its default is bfloat16 where the processor has it; the precision is for the model file to say.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        core = library.Core()
+        try:
+            compiled = core.compile_model(core.read_model(model), "CPU", settings)
+            requests = [compiled.create_infer_request() for _ in range(lanes)]
+        except Exception as error:  # the library raises RuntimeError and more
+            raise ModelError(
+                f"{name} is not an ONNX model that OpenVINO {version} can load ({_reason(error)}); export it again"
+            ) from error
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        for request in requests:
+            self._idle.put(request)
+        self.model_digest = hashlib.sha256(model).hexdigest()
+        self.lanes = lanes
+        self.device = f"OpenVINO {version} on the CPU"
+
+    def label(self, images: Images) -> Labels:
+        """Labels of ``images``."""
+        with self._answered(images) as request:
+            labels = np.array(request.get_tensor("labels").data)
+        check_answer(images, self.spec, labels)
+        return labels
+
+    def predict(self, images: Images) -> Prediction:
+        """Labels and logits of ``images``."""
+        with self._answered(images) as request:
+            labels, logits = (np.array(request.get_tensor(name).data) for name in ("labels", "logits"))
+        check_answer(images, self.spec, labels, logits)
+        return Prediction(labels, logits)
+
+    @contextmanager
+    def _answered(self, images: Images) -> Iterator[Any]:
+        """A request that has run; what it holds is overwritten by the next one."""
+        check_images(images, self.spec)
+        request = self._idle.get()
+        try:
+            try:
+                request.infer({"image": images}, share_inputs=True, share_outputs=True)
+            except Exception as error:  # as above
+                raise EngineError(f"OpenVINO failed on input of shape {images.shape}: {_reason(error)}") from error
+            yield request
+        finally:
+            self._idle.put(request)
+
+
+def _reason(error: Exception) -> str:
+    """What the library says, in a line."""
+    return " ".join("".join(char if char.isprintable() else " " for char in str(error)).split())[:300]

@@ -1,0 +1,62 @@
+"""``autoreg doctor``: what is here, what is missing, and what ``auto`` takes."""
+
+import json
+import sys
+
+import pytest
+
+from autoreg.runtime.devices import find_gpus
+from forks import autoreg
+from test_imports import run
+
+DOCTOR = "import sys; sys.argv = ['autoreg', 'doctor', '--json']; from autoreg.cli import main\n"
+
+
+def test_it_says_what_is_here() -> None:
+    done = autoreg("doctor", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["python"] == sys.version.split()[0]
+    assert {"onnxruntime", "rasterio", "torch"} <= found["libraries"].keys()
+    assert "CPUExecutionProvider" in found["providers"]
+    assert found["devices"]["cpu"] == "ready"
+    assert found["devices"].keys() == {"cuda", "cpu", "openvino"}
+    assert found["gpus"] == list(find_gpus())
+    assert found["missing"]["tensorrt"]["install"] == "pip install 'autoreg[tensorrt]'"
+
+
+def test_it_says_so_in_words() -> None:
+    done = autoreg("doctor")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("autoreg ")
+    assert any(line.split() == ["cpu", "ready"] for line in lines)
+    (auto,) = (line for line in lines if line.startswith("auto "))
+    assert "takes c" in auto
+
+
+@pytest.mark.skipif(bool(find_gpus()), reason="there is a GPU here")
+def test_without_a_gpu_it_says_why_and_fails_only_if_one_is_required() -> None:
+    found = json.loads(autoreg("doctor", "--json").stdout)
+    assert found["auto"] == {"device": "cpu", "reason": f"not cuda: {found['devices']['cuda']}"}
+    failed = autoreg("doctor", "--require-gpu")
+    assert failed.returncode == 1
+    assert failed.stdout.startswith("autoreg ")
+    assert failed.stderr == f"autoreg: there is no GPU to run models on: {found['devices']['cuda']}\n"
+
+
+def test_without_any_library_it_says_how_to_install_them() -> None:
+    result = run(DOCTOR + "main()", set())
+    assert (result.returncode, result.stderr) == (0, "")
+    found = json.loads(result.stdout)
+    assert found["auto"]["device"] is None
+    assert found["providers"] == []
+    assert found["devices"]["cpu"] == "onnxruntime is not installed, and the device cpu needs it: pip install 'autoreg[run]'"
+    assert found["devices"]["openvino"].endswith("pip install 'autoreg[openvino]'")
+
+
+def test_it_never_imports_torch() -> None:
+    result = run(
+        DOCTOR + "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules", {"onnxruntime", "openvino"}
+    )
+    assert result.returncode == 0, result.stderr
