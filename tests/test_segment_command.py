@@ -60,6 +60,7 @@ def test_everything_that_can_be_written(model: Path, pieces: list[Path], tmp_pat
         assert int(area.replace(",", "")) == 4 * int(count.replace(",", ""))
         assert number in "0123"
     assert pixels == 60_000
+    assert "100.00 % of the labels stayed when the model was converted" in done.stderr.splitlines()
     meta, _, geometries, fields = pyogrio.raw.read(vector)
     assert meta["crs"] == "EPSG:32633"
     assert len(geometries) > 10
@@ -73,6 +74,7 @@ def test_json_says_it_all(model: Path, pieces: list[Path], tmp_path: Path) -> No
     assert done.stderr == ""
     (line,) = map(json.loads, done.stdout.splitlines())
     assert line["source"] == "2 rasters"
+    assert line["agreement"] == load_engine(model).spec.agreement >= 0.999
     assert line["map"] == str(tmp_path / "new" / "map.tif")
     assert (line["pixels"], line["tiling_dependent"], line["resumed"], line["further_maps"]) == (60_000, 0, False, [])
     with rasterio.open(line["map"]) as dataset:

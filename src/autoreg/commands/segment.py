@@ -144,7 +144,8 @@ def segment(
         if not as_json:
             click.echo(vector)
     if maps and not (quiet or as_json):
-        click.echo("\n".join([f"run by {engine.device}", *_summary(engine.spec.classes, done)]), err=True)
+        proven = f"{100 * engine.spec.agreement:.2f} % of the labels stayed when the model was converted"
+        click.echo("\n".join([f"run by {engine.device}", proven, *_summary(engine.spec.classes, done)]), err=True)
     if len(maps) < len(targets):
         click.echo(f"autoreg: {len(targets) - len(maps)} of {len(targets)} rasters failed", err=True)
         raise click.exceptions.Exit(SOME_FAILED)
@@ -232,6 +233,7 @@ class _Job:
             "map": str(segmented.maps[0]),
             "further_maps": [str(path) for path in segmented.maps[1:]],
             "engine": self.engine.device,
+            "agreement": self.engine.spec.agreement,
             "seconds": round(seconds, 3),
             "pixels": segmented.pixels,
             "tiling_dependent": round(segmented.tiling_dependent, 6),

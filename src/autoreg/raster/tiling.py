@@ -27,8 +27,8 @@ CORE_PX = 512
 """Side of what a tile writes by default: one block of a map."""
 
 
-_STRIP_PX = 4096
-"""Least width of a strip."""
+_STRIP_PX = 3072
+"""Least width of a strip: blocks at its sides are decoded for two strips, and those of all its width are kept."""
 
 
 class Area(NamedTuple):
