@@ -1,4 +1,4 @@
-"""What `autoreg train` does without options, beside the methods it should beat, on the real images of ../shared/data.
+"""The recipe of `autoreg train`, beside the methods it should beat, on the real images of ../shared/data.
 
     python benchmarks/bench_recipe.py dubai --set size=tiny stride=4 steps=300 batch_size=8
 
