@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from autoreg.runtime.machine import describe_machine
+
 RESULTS = Path(__file__).parent / "results"
 _LIBRARIES = ("autoreg", "numpy", "onnx", "onnxruntime", "rasterio", "scipy", "torch")
 
@@ -19,15 +21,16 @@ def record(name: str, result: dict[str, Any]) -> None:
             versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             continue
-    machine = {
-        "processor": _processor(),
+    machine = describe_machine()
+    description = {
+        "processor": machine.processor,
         "cores": os.cpu_count(),
-        "gpu": None,
+        "gpu": ", ".join(machine.gpus) or None,
         "system": platform.system(),
         "python": platform.python_version(),
         "libraries": versions,
     }
-    text = json.dumps({"benchmark": name, "machine": machine, "result": result}, indent=2)
+    text = json.dumps({"benchmark": name, "machine": description, "result": result}, indent=2)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(text)
@@ -37,10 +40,3 @@ def load(name: str) -> dict[str, Any]:
     """Read what ``record`` wrote."""
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return content
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import rasterio
 import torch
 from hypothesis import settings
 from numpy.typing import NDArray
+from rasterio.rpc import RPC
 
 from autoreg.demo import write_scene
 from autoreg.export import export_onnx
@@ -47,6 +48,24 @@ Models = Callable[[int, str], Path]
 RANGES = {"uint8": (1.0, 0.0), "uint16": (200.0, 0.0), "int16": (100.0, -10_000.0), "float32": (0.01, -1.0)}
 """Scale and offset that make pixels of each type of ``noise``, which is of bytes."""
 
+LENSES = RPC(
+    height_off=50.0,
+    height_scale=500.0,
+    lat_off=50.0,
+    lat_scale=0.1,
+    line_den_coeff=[1.0] + [0.0] * 19,
+    line_num_coeff=[0.0, 0.0, -1.0] + [0.0] * 17,
+    line_off=10.0,
+    line_scale=10.0,
+    long_off=7.0,
+    long_scale=0.1,
+    samp_den_coeff=[1.0] + [0.0] * 19,
+    samp_num_coeff=[0.0, 1.0] + [0.0] * 18,
+    samp_off=15.0,
+    samp_scale=15.0,
+)
+"""A camera that looks straight down."""
+
 SHORT = TrainConfig(
     classes=4,
     size="tiny",
@@ -69,6 +88,16 @@ def save_raster(path: Path, pixels: NDArray[Any], mask: NDArray[np.uint8] | None
         dataset.write(pixels)
         if mask is not None:
             dataset.write_mask(mask)
+    return path
+
+
+def save_map(path: Path, labels: NDArray[np.uint8], colours: Mapping[int, tuple[int, int, int]]) -> Path:
+    """Write labels (height, width) as a class map, as GDAL does; nodata is 255."""
+    shape = {"count": 1, "height": labels.shape[0], "width": labels.shape[1], "dtype": "uint8"}
+    table = {label: (*colour, 255) for label, colour in colours.items()} | {255: (0, 0, 0, 0)}
+    with rasterio.open(path, "w", driver="COG", nodata=255, compress="deflate", **shape) as dataset:
+        dataset.write(labels, 1)
+        dataset.write_colormap(1, table)
     return path
 
 

@@ -1,32 +1,21 @@
 import ctypes
-from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import rasterio
-from numpy.typing import NDArray
 from rio_cogeo.cogeo import cog_validate
 
 from autoreg.raster.attributes import write_attribute_table
 from autoreg.spec import MapClass
-from conftest import noise
+from conftest import noise, save_map
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
 NAMES = ('wood & <water> "wet"', "Grünland — 草", "]]>' &amp; bare")
 CLASSES = tuple(MapClass(label, name, f"#0{label}a0ff") for label, name in zip((4, 0, 2), NAMES, strict=True))
 PIXELS = {0: 3_000_000_000, 4: 17}
-
-
-def save_map(path: Path, labels: NDArray[np.uint8], colours: Mapping[int, tuple[int, int, int]]) -> Path:
-    shape = {"count": 1, "height": labels.shape[0], "width": labels.shape[1], "dtype": "uint8"}
-    table = {label: (*colour, 255) for label, colour in colours.items()} | {255: (0, 0, 0, 0)}
-    with rasterio.open(path, "w", driver="COG", nodata=255, compress="deflate", **shape) as dataset:
-        dataset.write(labels, 1)
-        dataset.write_colormap(1, table)
-    return path
 
 
 def legend_map(path: Path) -> Path:

@@ -1,15 +1,13 @@
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-from numpy.typing import NDArray
 
 from autoreg.errors import ConfigError, DamagedRasterError, OutputError, RasterError
 from autoreg.raster.quicklook import write_quicklook
 from autoreg.raster.reader import georeference_optional
-from conftest import damage_raster, noise, save_raster
+from conftest import damage_raster, noise, save_map, save_raster
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -20,15 +18,6 @@ def random_map(path: Path, height: int, width: int) -> Path:
     labels = np.random.default_rng(0).choice(np.array([0, 1, 7], np.uint8), (height, width))
     labels[: height // 2, : width // 4] = 255
     return save_map(path, labels, COLOURS)
-
-
-def save_map(path: Path, labels: NDArray[np.uint8], colours: Mapping[int, tuple[int, int, int]]) -> Path:
-    shape = {"count": 1, "height": labels.shape[0], "width": labels.shape[1], "dtype": "uint8"}
-    table = {label: (*colour, 255) for label, colour in colours.items()} | {255: (0, 0, 0, 0)}
-    with rasterio.open(path, "w", driver="COG", nodata=255, compress="deflate", **shape) as dataset:
-        dataset.write(labels, 1)
-        dataset.write_colormap(1, table)
-    return path
 
 
 def test_every_pixel_has_the_colour_of_a_label_that_is_there(tmp_path: Path) -> None:

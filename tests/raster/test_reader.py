@@ -12,14 +12,13 @@ import rasterio
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.rpc import RPC
 from rasterio.transform import Affine
 
 from autoreg.errors import DamagedRasterError, RasterError
 from autoreg.raster.fingerprint import fingerprint
 from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
-from conftest import damage_raster, noise, save_raster
+from conftest import LENSES, damage_raster, noise, save_raster
 from servers import served
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -424,22 +423,6 @@ def test_a_vrt_runs_no_python(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-LENSES = RPC(
-    height_off=50.0,
-    height_scale=500.0,
-    lat_off=50.0,
-    lat_scale=0.1,
-    line_den_coeff=[1.0] + [0.0] * 19,
-    line_num_coeff=[0.0, 0.0, -1.0] + [0.0] * 17,
-    line_off=10.0,
-    line_scale=10.0,
-    long_off=7.0,
-    long_scale=0.1,
-    samp_den_coeff=[1.0] + [0.0] * 19,
-    samp_num_coeff=[0.0, 1.0] + [0.0] * 18,
-    samp_off=15.0,
-    samp_scale=15.0,
-)
 POINTS = [
     GroundControlPoint(row, col, 7 + col / 100, 50 - row / 100, 0) for row, col in ((0, 0), (0, 29), (19, 0), (19, 29))
 ]

@@ -14,7 +14,6 @@ from rasterio import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
-from rasterio.rpc import RPC
 from rasterio.warp import transform as project
 from rio_cogeo.cogeo import cog_validate
 
@@ -26,7 +25,7 @@ from autoreg.raster.tiling import round_up
 from autoreg.runtime.pipeline import Outputs
 from autoreg.runtime.segment import Segmented
 from autoreg.spec import MapClass
-from conftest import RANGES, Models, noise, save_raster
+from conftest import LENSES, RANGES, Models, noise, save_raster
 from servers import served
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -258,22 +257,6 @@ def test_a_raster_on_a_server(
 
 
 POINTS = [GroundControlPoint(row, col, 7 + col / 1e4, 50 - row / 1e4, 12) for row in (0, HEIGHT) for col in (0, WIDTH)]
-LENSES = RPC(
-    height_off=50.0,
-    height_scale=500.0,
-    lat_off=50.0,
-    lat_scale=0.1,
-    line_den_coeff=[1.0] + [0.0] * 19,
-    line_num_coeff=[0.0, 0.0, -1.0] + [0.0] * 17,
-    line_off=10.0,
-    line_scale=10.0,
-    long_off=7.0,
-    long_scale=0.1,
-    samp_den_coeff=[1.0] + [0.0] * 19,
-    samp_num_coeff=[0.0, 1.0] + [0.0] * 18,
-    samp_off=15.0,
-    samp_scale=15.0,
-)
 PLACES: dict[str, dict[str, Any]] = {
     "none": {},
     "north-up": UTM,

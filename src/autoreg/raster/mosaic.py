@@ -217,9 +217,7 @@ class Mosaic:
         across &= (self._lefts < window.right) & (self._rights > window.col)
         for position in np.flatnonzero(across).tolist():
             member = self._members[position]
-            top, left = max(member.window.row, window.row), max(member.window.col, window.col)
-            bottom, right = min(member.window.bottom, window.bottom), min(member.window.right, window.right)
-            yield member, Window(top, left, bottom - top, right - left)
+            yield member, member.window.intersection(window)
 
     @contextmanager
     def _damage_of(self, index: int) -> Iterator[None]:

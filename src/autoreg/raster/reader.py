@@ -31,7 +31,6 @@ _ALPHA_PLACES = 8
 _ALPHA_PLACE_PX = 32
 _ALPHA_SHARE = 0.99
 _BLOCK_LIMIT_BYTES = 256 * 2**20
-_CACHE_LIMIT_BYTES = 256 * 2**20
 _DATA_CELLS = 64
 _OVERVIEW_LIMIT_VALUES = 2**24
 
@@ -192,14 +191,6 @@ class RasterReader:
     def stores_rows(self) -> bool:
         """Whether a block of the file is as wide as the raster."""
         return self.block_shape[1] >= self.width
-
-    def cache_bytes(self, rows: int, cols: int) -> int:
-        """Bytes of GDAL's block cache that let windows of ``rows`` rows, along ``cols`` columns, share blocks."""
-        block_height, block_width = self.block_shape
-        cached_rows = (math.ceil(rows / block_height) + 1) * block_height
-        cached_cols = (math.ceil(min(cols, self.width) / block_width) + 1) * block_width
-        size = cached_rows * cached_cols * self._dataset.count * np.dtype(self.dtype).itemsize
-        return int(min(size, _CACHE_LIMIT_BYTES))
 
     def find_data(self) -> Valid | None:
         """Look in the smallest overview where the raster has data, without decoding the raster itself.
