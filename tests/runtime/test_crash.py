@@ -98,6 +98,22 @@ def test_however_often_it_is_killed_the_maps_are_those_of_an_uninterrupted_run(
     assert json.loads(again.stdout)["classes"] == json.loads(done.stdout)["classes"]
 
 
+def test_a_kill_while_the_maps_appear_is_resumed(source: Path, model: Path, tmp_path: Path) -> None:
+    command = segment(source, model, tmp_path, "--confidence", "--resume")
+    assert finish(*command).returncode == 0
+    labels, confidence = tmp_path / "large.tif", tmp_path / "large.confidence.tif"
+    expected = [labels.read_bytes(), confidence.read_bytes()]
+    labels.unlink()  # it would have appeared last
+    done = finish(*command)
+    assert done.returncode == 0, done.stderr
+    assert [labels.read_bytes(), confidence.read_bytes()] == expected
+    labels.unlink()
+    other = finish(*command, "--probabilities")
+    assert other.returncode == 3, "a map of another job is not this one's to replace"
+    assert "large.confidence.tif exists; use --overwrite" in other.stderr
+    assert confidence.read_bytes() == expected[1]
+
+
 def test_ctrl_c_keeps_what_is_done(source: Path, model: Path, tmp_path: Path) -> None:
     target = tmp_path / "large.tif"
     with begun(segment(source, model, tmp_path), target) as process:

@@ -227,14 +227,16 @@ def write_maps(
         job: digest of all that a pixel of the maps depends on, 32 bytes; it is one of the tags.
         needed_bytes: what the maps need on their disk, at the least; it is looked for before the work.
         overwrite: replace existing files, and what an earlier process has begun.
-        resume: keep what an earlier process of the same job has begun.
+        resume: keep what an earlier process of the same job has begun, and replace what it has finished.
 
     Raises:
         OutputError: a map exists already, cannot be written, or is being written by another process.
         RasterError: GDAL cannot write down where the map lies.
     """
-    for file in files:
-        check_output(file.path, overwrite=overwrite)
+    # A process that ends while the maps appear leaves those without the first one.
+    replace = [overwrite or (resume and read_totals(file.path, job) is not None) for file in files]
+    for file, may_replace in zip(files, replace, strict=True):
+        check_output(file.path, overwrite=may_replace)
     check_space(files[0].path, needed_bytes)
     first = files[0].path
     try:
@@ -253,7 +255,7 @@ def write_maps(
             writer.finish()
             totals = {_JOB_TAG: job.hex(), _TOTALS_TAG: writer.totals.to_json()}
             templates = [_template(file, like, {**tags, **totals}) for file in files]
-            _assemble(files, templates, writer.pyramids, overwrite=overwrite)
+            _assemble(files, templates, writer.pyramids, replace)
     except OSError as error:
         raise OutputError(f"{first} was not written: {error.strerror or error}") from error
 
@@ -270,11 +272,13 @@ def read_totals(path: Path, job: bytes) -> Totals | None:
         return None
 
 
-def _assemble(files: Sequence[MapFile], templates: Sequence[bytes], pyramids: Sequence[Pyramid], *, overwrite: bool) -> None:
+def _assemble(
+    files: Sequence[MapFile], templates: Sequence[bytes], pyramids: Sequence[Pyramid], replace: Sequence[bool]
+) -> None:
     with ExitStack() as stack:
-        for file, template, pyramid in zip(files, templates, pyramids, strict=True):
+        for file, template, pyramid, may_replace in zip(files, templates, pyramids, replace, strict=True):
             remove_leftovers(file.path)
-            target = stack.enter_context(atomic_output(file.path, overwrite=overwrite))
+            target = stack.enter_context(atomic_output(file.path, overwrite=may_replace))
             write_cog(target, template, pyramid.levels)
     for file in files:
         file.path.with_name(file.path.name + ".aux.xml").unlink(missing_ok=True)  # of a file that was here before
