@@ -12,7 +12,7 @@ from autoreg.cli import main
 
 FORKS = get_context("forkserver")
 # Not ONNX Runtime: its import starts a thread, and a process of several threads had better not be forked.
-FORKS.set_forkserver_preload(["autoreg.export", "autoreg.naming", "autoreg.train", "hypothesis", "pytest", "rasterio"])
+FORKS.set_forkserver_preload(["autoreg.export.onnx", "autoreg.naming", "autoreg.train", "hypothesis", "pytest", "rasterio"])
 
 
 class Finished(subprocess.CompletedProcess[str]):

@@ -20,8 +20,9 @@ def test_it_says_what_is_here() -> None:
     assert {"onnxruntime", "rasterio", "torch"} <= found["libraries"].keys()
     assert "CPUExecutionProvider" in found["providers"]
     assert found["devices"]["cpu"] == "ready"
-    assert found["devices"].keys() == {"cuda", "cpu", "openvino"}
+    assert found["devices"].keys() == {"cuda", "cpu", "openvino", "tensorrt"}
     assert found["gpus"] == list(find_gpus())
+    assert len(found["compute"]) == len(found["gpus"])
     assert found["missing"]["tensorrt"]["install"] == "pip install 'autoreg[tensorrt]'"
 
 

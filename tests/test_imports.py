@@ -48,6 +48,12 @@ assert not loaded & {{"torch", "onnx", "scipy"}}, loaded
     assert result.returncode == 0, result.stderr
 
 
+def test_a_server_is_given_a_model_without_torch_onnx_or_an_engine(model: object, tmp_path: object) -> None:
+    words = ["autoreg", "export", str(model), "--for", "triton", f"{tmp_path}/repository"]
+    result = run(f"sys.argv = {words!r}; from autoreg.cli import main; main()", set())
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["segment", "-h"], ["--version"]])
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     code = f"sys.argv = ['autoreg', *{words!r}]; from autoreg.cli import main; main()"

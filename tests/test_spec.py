@@ -32,6 +32,18 @@ def test_labels_and_colours_of_the_clusters() -> None:
     assert [item.rgb for item in SPEC.classes] == [(0, 0, 255), (0, 0, 0), (255, 0, 0)]
 
 
+def test_only_raw_bytes_may_be_shown_as_bytes_and_then_nodata_is_one() -> None:
+    assert not SPEC.takes_uint8
+    assert SPEC.fill == SPEC.mean
+    spec = dataclasses.replace(SPEC, dtype="uint8", mean=(100.6, -3.0))
+    assert spec.takes_uint8
+    assert spec.fill == (101.0, 0.0)
+    assert dataclasses.replace(spec, mean=(100.4, 300.0)).fill == (100.0, 255.0)
+    scene = dataclasses.replace(spec, normalisation="scene")
+    assert not scene.takes_uint8
+    assert scene.fill == (100.6, -3.0)
+
+
 @pytest.mark.parametrize("receptive_field_px", [61, None])
 def test_round_trip(receptive_field_px: int | None) -> None:
     spec = dataclasses.replace(SPEC, receptive_field_px=receptive_field_px)

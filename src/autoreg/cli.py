@@ -7,6 +7,7 @@ import sys
 import click
 
 from autoreg.commands.bench import bench
+from autoreg.commands.build import build
 from autoreg.commands.calibrate import calibrate
 from autoreg.commands.data import data
 from autoreg.commands.demo import demo
@@ -19,6 +20,7 @@ from autoreg.commands.options import INTERRUPTED
 from autoreg.commands.orderings import orderings
 from autoreg.commands.report import report
 from autoreg.commands.segment import segment
+from autoreg.commands.selftest import selftest
 from autoreg.commands.train import baseline, train
 from autoreg.commands.verify import verify
 from autoreg.commands.verify_tiling import verify_tiling
@@ -51,11 +53,13 @@ for _command in (
     report,
     export,
     calibrate,
+    build,
     match,
     segment,
     verify,
     verify_tiling,
     bench,
+    selftest,
     evaluate,
     probe,
     info,

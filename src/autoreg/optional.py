@@ -6,6 +6,7 @@ from types import ModuleType
 from autoreg.errors import MissingDependencyError
 
 EXTRAS = {
+    "cuda": "tensorrt",
     "onnx": "train",
     "onnxconverter_common": "train",
     "onnxruntime": "run",
@@ -17,6 +18,8 @@ EXTRAS = {
     "scipy": "run",
     "shapely": "vector",
     "tensorboard": "tensorboard",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "rtx",
     "torch": "train",
 }
 """The extra of the package that brings each library."""

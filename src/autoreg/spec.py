@@ -27,7 +27,7 @@ CALIBRATION_KEY = "autoreg.calibration"
 """Metadata entry of an INT8 model: how it was calibrated, layer by layer, as JSON."""
 SPEC_VERSION = 2
 DTYPES = ("uint8", "uint16", "int16", "float32")
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 NORMALISATIONS = ("global", "scene")
 NODATA_LABEL = 255
 """Label of pixels without data; so a model has at most 255 classes."""
@@ -104,10 +104,11 @@ class ModelSpec:
             the whole input, as with attention.
         crop_px: side of the crops of the training, a multiple of ``stride``: the context that a model without finite
             receptive field has learned to use.
-        mean, std: per band, in raw pixel values; applied inside the graph. ``mean`` also fills pixels without data.
+        mean, std: per band, in raw pixel values; applied inside the graph.
         normalisation: ``global``: raw pixels go into the graph; ``scene``: pixels that the caller has shifted and scaled
             so that each band has ``mean`` and ``std`` over the scene (see ``raster/statistics.py``).
-        precision: of the weights and activations inside; input and logits are float32 in each.
+        precision: of the weights and activations inside; input and logits are float32 in each. A model of ``bf16`` is
+            stored in float32: an engine that can computes it in bfloat16, any other in float32.
         checkpoint_digest: SHA-256 of the checkpoint file, hexadecimal.
         agreement: share of labels, 0..1, that were equal to PyTorch's when the file was made; of an INT8 model, to those of
             the float32 model that it was made of.
@@ -173,6 +174,16 @@ class ModelSpec:
             label for _, label in sorted((cluster, item.label) for item in self.classes for cluster in item.clusters)
         )
 
+    @property
+    def takes_uint8(self) -> bool:
+        """Whether all that goes into the model is whole numbers of 0 .. 255, so that images may be uint8, too."""
+        return self.dtype == "uint8" and self.normalisation == "global"
+
+    @property
+    def fill(self) -> tuple[float, ...]:
+        """What the model sees, per band, where there is no data: the mean, rounded where images may be uint8."""
+        return tuple(float(min(max(round(value), 0), 255)) for value in self.mean) if self.takes_uint8 else self.mean
+
     def to_json(self) -> str:
         """The spec as a JSON object."""
         return json.dumps(dataclasses.asdict(self))
@@ -187,20 +198,27 @@ class ModelSpec:
         try:
             values = json.loads(text)
             # Another version has other fields, and is said before one of them is missed.
-            version = _parse(int, values["version"])
+            version = parse_value(int, values["version"])
             if version != SPEC_VERSION:
                 raise ValueError(f"it has version {version}, and this autoreg reads {SPEC_VERSION}")
-            spec: ModelSpec = _parse(cls, values)
+            spec: ModelSpec = parse_value(cls, values)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ModelError(f"the model's spec is not valid ({error!r}); export the model again") from error
         return spec
 
 
-def _parse(kind: Any, value: Any) -> Any:
-    """Check one JSON value against a type: str, int, float, a dataclass, a tuple of one of these, or one of them or None."""
+def parse_value(kind: Any, value: Any) -> Any:
+    """Check one JSON value against a type: str, int, float, bool, a dataclass, a tuple of one of these, or one or None.
+
+    Raises:
+        TypeError: it is of another type.
+        KeyError: a field is missing.
+    """
     if isinstance(kind, types.UnionType):
-        return None if value is None else _parse(kind.__args__[0], value)
-    if kind in (str, int, float):
+        return None if value is None else parse_value(kind.__args__[0], value)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind in (str, int, float, bool):
         accepted = (int, float) if kind is float else kind
         if isinstance(value, bool) or not isinstance(value, accepted):
             raise TypeError(f"{value!r} is not of type {kind.__name__}")
@@ -208,7 +226,7 @@ def _parse(kind: Any, value: Any) -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise TypeError(f"{value!r} is not an object")
-        return kind(**{field.name: _parse(field.type, value[field.name]) for field in dataclasses.fields(kind)})
+        return kind(**{field.name: parse_value(field.type, value[field.name]) for field in dataclasses.fields(kind)})
     if not isinstance(value, list):
         raise TypeError(f"{value!r} is not a list")
-    return tuple(_parse(kind.__args__[0], item) for item in value)
+    return tuple(parse_value(kind.__args__[0], item) for item in value)

@@ -1,4 +1,4 @@
-"""What float16 has to hold."""
+"""What float16 and bfloat16 have to hold."""
 
 import logging
 from pathlib import Path
@@ -12,6 +12,7 @@ from autoreg.export import export_onnx
 from autoreg.export.precision import FP16_LIMIT, find_largest_activation
 from autoreg.export.strip import strip
 from autoreg.network.checkpoint import load_checkpoint
+from autoreg.runtime.engine import load_engine
 from conftest import save_random_checkpoint
 
 NAME = "masked.0.mix.1"
@@ -66,6 +67,25 @@ def test_labels_are_decided_in_float32(tmp_path: Path) -> None:
     (decision,) = (node for node in graph.node if node.op_type == "ArgMax")
     assert kinds[decision.input[0]] == onnx.TensorProto.FLOAT
     assert [node.op_type for node in graph.node][-3:] == ["Resize", "ArgMax", "Cast"]
+
+
+def test_bfloat16_is_what_the_engines_that_have_it_compute_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO, where the processor has it; any other engine, and OpenVINO elsewhere, computes in float32."""
+    path = save_random_checkpoint(tmp_path / "c.pt", stride=2)
+    single, half = tmp_path / "single.onnx", tmp_path / "half.onnx"
+    export_onnx(path, single)
+    exported = export_onnx(path, half, precision="bf16")
+    assert (exported.spec.precision, exported.spec.agreement) == ("bf16", exported.parity.agreement)
+    assert 1e-5 < exported.parity.max_probability_difference < 0.1, "it is not float32 that was compared"
+    images = load_checkpoint(path).samples.numpy()
+    exact = load_engine(single, device="cpu").predict(images).logits
+    np.testing.assert_array_equal(load_engine(half, device="cpu").predict(images).logits, exact)
+    here = "BF16" in pytest.importorskip("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for has_bf16 in {here, False}:
+        monkeypatch.setattr("autoreg.runtime.engines.openvino._has_bf16", lambda _core, found=has_bf16: found)
+        difference = np.abs(load_engine(half, device="openvino").predict(images).logits - exact).max() / np.abs(exact).max()
+        assert difference < 0.05
+        assert (difference > 1e-4) == has_bf16
 
 
 def test_raw_pixels_do_not_count_and_normalised_ones_do(tmp_path: Path) -> None:

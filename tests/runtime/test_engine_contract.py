@@ -15,7 +15,7 @@ from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 from autoreg.runtime.devices import DEVICES, Device, check_device
 from autoreg.runtime.probabilities import probabilities
-from conftest import Models, noise
+from conftest import RANGES, Models, noise
 
 STRIDE, BANDS, CLUSTERS = 4, 2, 4
 Load = Callable[..., Engine]
@@ -54,8 +54,8 @@ def test_it_says_what_it_is(engine: Engine, path: Path) -> None:
 
 
 def test_it_says_which_library_runs_and_on_what(engine: Engine, device: Device) -> None:
-    name = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}[device.library]
-    assert engine.device.startswith(f"{name} ")
+    name = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}[device.libraries[0]]
+    assert engine.device.startswith(name)
     assert engine.device.endswith(" on the CPU") != device.gpu
 
 
@@ -136,13 +136,24 @@ def test_it_agrees_with_onnx_runtime_on_the_cpu(device: Device, model: Path, sce
     np.testing.assert_allclose(probabilities(ours.logits, stride), probabilities(theirs.logits, stride), atol=1e-4)
 
 
-def test_nan_makes_no_error_and_stays_in_its_image(engine: Engine) -> None:
+def test_images_of_bytes_are_those_of_float32(engine: Engine) -> None:
+    """They are a quarter as large; which of the two an engine computes with is its own business."""
+    floats = images(3)
+    for found, expected in zip(engine.predict(floats.astype(np.uint8)), engine.predict(floats), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(engine.label(floats.astype(np.uint8)), engine.label(floats))
+
+
+def test_nan_makes_no_error_and_stays_in_its_image(device: Device, models: Models) -> None:
     """Who calls fills what is no data; an engine that is not told what is must not fail, nor spoil other images."""
-    spoilt = images(2)
+    engine = load_engine(models(BANDS, "float32"), device=device.name, threads=1)
+    scale, offset = RANGES["float32"]
+    whole = images(2) * np.float32(scale) + np.float32(offset)
+    spoilt = whole.copy()
     spoilt[0, :, 8:16, 8:16] = np.nan
     labels = engine.label(spoilt)
     assert labels.max() < CLUSTERS
-    np.testing.assert_array_equal(labels[1], engine.label(images(2))[1])
+    np.testing.assert_array_equal(labels[1], engine.label(whole)[1])
 
 
 @pytest.mark.parametrize(
@@ -152,7 +163,7 @@ def test_nan_makes_no_error_and_stays_in_its_image(engine: Engine) -> None:
         (np.zeros((1, 2, 66, 64), np.float32), r"shape \(1, 2, 66, 64\), expected .* multiples of 4"),
         (np.zeros((2, 64, 64), np.float32), r"shape \(2, 64, 64\), expected"),
         (np.zeros((0, 2, 64, 64), np.float32), r"shape \(0, 2, 64, 64\), expected"),
-        (np.zeros((1, 2, 64, 64), np.uint8), "type uint8, expected float32; convert them with astype"),
+        (np.zeros((1, 2, 64, 64), np.float64), "type float64, expected float32 or uint8; convert them with astype"),
     ],
     ids=["bands", "stride", "axes", "none", "type"],
 )
@@ -160,3 +171,9 @@ def test_images_that_do_not_fit_are_refused(engine: Engine, image: NDArray[np.fl
     for call in (engine.label, engine.predict):
         with pytest.raises(EngineError, match=sentence):
             call(image)
+
+
+def test_bytes_are_refused_where_pixels_are_none(device: Device, models: Models) -> None:
+    engine = load_engine(models(BANDS, "uint16"), device=device.name)
+    with pytest.raises(EngineError, match="type uint8, expected float32; convert them with astype"):
+        engine.label(np.zeros((1, 2, 64, 64), np.uint8))

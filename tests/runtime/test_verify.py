@@ -66,7 +66,7 @@ def test_an_engine_says_what_it_says(random_engine: Engine, raster: Path) -> Non
 
 def test_figures_of_labels_that_differ_in_a_corner(random_engine: Engine) -> None:
     image = noise(2, 64, 64).astype(np.float32)
-    tiles = [Tile("dull", image, np.zeros((64, 64), np.bool_)), *sample_tiles(image[None])]
+    tiles = [Tile("dull", image, np.zeros((64, 64), np.bool_)), *sample_tiles(image[None], random_engine.spec)]
     parity, worst = compare_engines(random_engine, Shifted(random_engine, 16), tiles)
     assert parity.agreement == 1 - 16**2 / 64**2
     assert parity.pixels == 64**2
@@ -82,17 +82,14 @@ def test_figures_of_labels_that_differ_in_a_corner(random_engine: Engine) -> Non
 
 
 @pytest.mark.parametrize("side_px", [32, 40, 512])
-def test_rasters_are_cut_into_tiles_that_count_each_pixel_once(
-    random_engine: Engine, raster: Path, monkeypatch: pytest.MonkeyPatch, side_px: int
-) -> None:
-    monkeypatch.setattr(verify, "TILE_PX", side_px)
+def test_rasters_are_cut_into_tiles_that_count_each_pixel_once(random_engine: Engine, raster: Path, side_px: int) -> None:
     spec = random_engine.spec
-    tiles = list(raster_tiles([raster, raster], spec, dataclasses.replace(spec, stride=8)))
+    tiles = list(raster_tiles([raster, raster], spec, dataclasses.replace(spec, stride=8), most_px=side_px))
     assert sum(int(tile.valid.sum()) for tile in tiles) == 2 * 81 * 150
     assert {size % 8 for tile in tiles for size in tile.image.shape[1:]} == {0}
     assert max(size for tile in tiles for size in tile.image.shape[1:]) <= side_px
     first = tiles[0]
-    assert (first.image[:, ~first.valid] == np.asarray(spec.mean, np.float32)[:, None]).all()
+    assert (first.image[:, ~first.valid] == np.asarray(spec.fill, np.uint8)[:, None]).all()
     with RasterReader(raster) as opened:
         _, valid = opened.read(Window(0, 0, *first.valid.shape))
     assert not (first.valid & ~valid).any()
@@ -123,10 +120,10 @@ def test_two_tiles_are_in_memory_at_most_and_the_worst(random_engine: Engine) ->
 
 def test_tiles_are_small_where_there_are_many_clusters_or_the_model_looks_at_it_all(random_engine: Engine) -> None:
     spec = random_engine.spec
-    assert verify._tile_px(spec, spec) == 512
+    assert verify._tile_px(spec, spec, 512) == 512
     many = dataclasses.replace(spec, classes=unnamed_classes(255))
-    assert verify._tile_px(many, dataclasses.replace(many, stride=64)) == 128
-    assert verify._tile_px(spec, dataclasses.replace(spec, receptive_field_px=None)) == spec.crop_px
+    assert verify._tile_px(many, dataclasses.replace(many, stride=64), 512) == 128
+    assert verify._tile_px(spec, dataclasses.replace(spec, receptive_field_px=None), 512) == spec.crop_px
 
 
 def test_the_picture_shows_the_difference_in_red(random_engine: Engine, raster: Path) -> None:

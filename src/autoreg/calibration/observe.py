@@ -13,7 +13,6 @@ from autoreg.calibration.samples import Samples
 from autoreg.errors import ModelError
 from autoreg.optional import require
 from autoreg.raster.background import count_cores
-from autoreg.runtime.engine import Images
 
 GROUP_BYTES = 256 * 2**20
 """Activations that are looked at together are at most this large, if none is larger alone."""
@@ -71,7 +70,7 @@ class _Look:
         sizes = _sizes(model, inside, height, width)
         self._groups = [(group, _session(model, group)) for group in _grouped(inside, sizes, GROUP_BYTES)]
 
-    def __call__(self, image: Images) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    def __call__(self, image: NDArray[np.float32]) -> Iterator[tuple[str, NDArray[np.float32]]]:
         if self._with_image:
             yield _IMAGE, image
         for group, session in self._groups:

@@ -12,7 +12,6 @@ from autoreg.errors import RasterError
 from autoreg.raster.reader import RasterReader
 from autoreg.raster.statistics import Rescaling, match_scene
 from autoreg.raster.window import Window
-from autoreg.runtime.engine import Images
 from autoreg.runtime.segment import check_fit
 from autoreg.spec import ModelSpec
 
@@ -49,7 +48,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.tiles)
 
-    def __iter__(self) -> Iterator[tuple[Images, NDArray[np.bool_]]]:
+    def __iter__(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
         """Each tile as the model sees it, (1, bands, height, width), and which pixels are data, (height, width).
 
         Raises:
@@ -138,13 +137,13 @@ def _rescaling(raster: RasterReader, spec: ModelSpec) -> Rescaling | None:
 
 def _read_tile(
     raster: RasterReader, window: Window, rescaling: Rescaling | None, spec: ModelSpec
-) -> tuple[Images, NDArray[np.bool_]]:
-    """A tile as the runtime would show it to an engine: what is no data holds the mean."""
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A tile as the runtime would show it to an engine: what is no data holds its fill."""
     pixels, valid = raster.read(window)
     image = pixels.astype(np.float32)
     if rescaling is not None:
         rescaling.apply(image)
-    np.copyto(image, np.asarray(spec.mean, np.float32)[:, None, None], where=~valid)
+    np.copyto(image, np.asarray(spec.fill, np.float32)[:, None, None], where=~valid)
     return image[None], valid
 
 

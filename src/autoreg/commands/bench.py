@@ -115,7 +115,8 @@ def bench(
     """Measure how fast models are here, and mark the fastest that keeps the labels.
 
     Each MODEL is run on each device, one call at a time and as many at once (lanes) as segment makes, all in turns. Its
-    labels are compared with those of the first MODEL, which should be the fp32 one, in ONNX Runtime on the CPU.
+    labels are compared with those of the first MODEL, which should be the fp32 one, in ONNX Runtime on the CPU. For the
+    device tensorrt, engines are built first, which takes a while; MODEL may be one of autoreg build, too.
 
     MPx/s counts the pixels that a tile adds to a map, so without halos. GFLOP/s counts convolutions and matrix products, and
     the column sgemm says how much that is of what numpy reaches here on float32 matrices. memory is by how much the process

@@ -41,7 +41,7 @@ def _examine() -> dict[str, Any]:
 
     from autoreg import __version__
     from autoreg.raster.background import count_cores
-    from autoreg.runtime.devices import AUTO, DEVICES, find_gpus
+    from autoreg.runtime.devices import AUTO, DEVICES, find_compute_capabilities, find_gpus
 
     problems = {device.name: _problem(device) for device in DEVICES}
     taken = next((device.name for device in DEVICES if device.automatic and problems[device.name] is None), None)
@@ -55,6 +55,7 @@ def _examine() -> dict[str, Any]:
         "libraries": dict(sorted(installed.items())),
         "providers": _providers(),
         "gpus": find_gpus(),
+        "compute": find_compute_capabilities(),
         "devices": {name: problem or "ready" for name, problem in problems.items()},
         AUTO: {"device": taken, "reason": _reason(taken, problems)},
         "missing": {

@@ -1,8 +1,10 @@
 """What the commands share: their form, and the options that several of them have."""
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,6 +14,19 @@ from autoreg.runtime.devices import AUTO, DEVICE_NAMES
 INTERRUPTED = 130
 
 PATH = click.Path(path_type=Path)
+
+
+class MemorySize(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """An amount of memory, to bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: D102
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT])i?B?", str(value).strip(), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is no size, expected a number and a unit, such as 500MB or 2GB", param, ctx)
+        number, unit = found.groups()
+        return int(float(number) * 1000 ** ("kmgt".index(unit.lower()) + 1))
 
 
 class Examples(click.Command):
@@ -46,8 +61,8 @@ device_option = click.option(
     type=click.Choice(DEVICE_NAMES),
     default=AUTO,
     show_default=True,
-    help="What runs the model: ONNX Runtime on the GPU or the CPU, or OpenVINO on the CPU; auto takes what autoreg bench "
-    "found fastest here, else a GPU if it can.",
+    help="What runs the model: TensorRT, ONNX Runtime on the GPU or the CPU, or OpenVINO on the CPU; auto takes what "
+    "autoreg bench found fastest here, else a GPU if it can.",
 )
 require_gpu_option = click.option("--require-gpu", is_flag=True, help="Fail rather than run on a CPU.")
 

@@ -1,9 +1,7 @@
 """``autoreg segment``."""
 
 import dataclasses
-import hashlib
 import json
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import click
 
 from autoreg.commands.options import (
     PATH,
+    MemorySize,
     as_json_option,
     command,
     device_option,
@@ -34,24 +33,6 @@ if TYPE_CHECKING:
     from autoreg.runtime.segment import Segmented, TilingOptions
 
 SOME_FAILED = 3
-
-_MOST_LANES = 8
-"""Tiles that are run at once, at most: each needs memory, and so many keep every core busy."""
-_GPU_LANES = 2
-"""On a GPU: one is computed while another is copied to it or back."""
-
-
-class _Memory(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """An amount of memory, to bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT])i?B?", str(value).strip(), re.IGNORECASE)
-        if found is None:
-            self.fail(f"{value!r} is no size, expected a number and a unit, such as 500MB or 2GB", param, ctx)
-        number, unit = found.groups()
-        return int(float(number) * 1000 ** ("kmgt".index(unit.lower()) + 1))
 
 
 @command(
@@ -74,8 +55,11 @@ class _Memory(click.ParamType):  # type: ignore[type-arg]  # generic from click 
 )
 @click.option("--resume", is_flag=True, help="Go on where an earlier run of the same job was killed or interrupted.")
 @click.option("--tile-px", type=click.IntRange(1), help="Side of the tiles that the engine sees, halo included.")
-@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Tiles per call of the engine.")
-@click.option("--max-memory", type=_Memory(), metavar="SIZE", help="Choose tiles that fit, as in 500MB or 2GB.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Tiles per call of the engine.  [default: 1; with TensorRT, its engine's]"
+)
+@click.option("--no-rebuild", is_flag=True, help="With TensorRT: fail rather than build an engine that is not here.")
+@click.option("--max-memory", type=MemorySize(), metavar="SIZE", help="Choose tiles that fit, as in 500MB or 2GB.")
 @overwrite_option
 @as_json_option
 @quiet_option
@@ -94,7 +78,8 @@ def segment(
     simplify: float | None,
     resume: bool,
     tile_px: int | None,
-    batch_size: int,
+    batch_size: int | None,
+    no_rebuild: bool,
     max_memory: int | None,
     overwrite: bool,
     as_json: bool,
@@ -114,11 +99,11 @@ def segment(
     from autoreg.raster.vector_file import check_vector_target
     from autoreg.runtime.memory import fit_memory
     from autoreg.runtime.pipeline import Outputs
-    from autoreg.runtime.segment import TilingOptions, output_paths
+    from autoreg.runtime.segment import output_paths
 
     if vector is None and not (min_area is None and simplify is None):
         raise ConfigError("--min-area and --simplify are about polygons; give --vector FILE, too")
-    engine = _load_engine(model, device, require_gpu=require_gpu)
+    engine, options = _load_engine(model, device, tile_px, batch_size, require_gpu=require_gpu, rebuild=not no_rebuild)
     outputs = Outputs(confidence=confidence, probabilities=probabilities)
     targets = _map_paths(tiles, output) if mosaic is None else [mosaic]
     files = [path for target in targets for path in output_paths(target, outputs)]
@@ -129,9 +114,8 @@ def segment(
         check_vector_target(vector)
         make_folder(vector.parent)
         check_output(vector, overwrite=overwrite or resume)
-    options = TilingOptions(tile_px, batch_size)
     if max_memory is not None:
-        options = dataclasses.replace(fit_memory(engine, max_memory, tile_px), batch_size=batch_size)
+        options = dataclasses.replace(fit_memory(engine, max_memory, options.tile_px), batch_size=options.batch_size)
     job = _Job(engine, outputs, options, overwrite, resume, quicklook, as_json, quiet)
     with Rasters(tiles, bands=len(engine.spec.bands)) as rasters:
         done = job.run(rasters, targets, whole=mosaic is not None)
@@ -151,17 +135,23 @@ def segment(
         raise click.exceptions.Exit(SOME_FAILED)
 
 
-def _load_engine(model: Path, device: str, *, require_gpu: bool) -> "Engine":
-    """An engine with as many lanes as its device is to have."""
-    from autoreg.raster.background import count_cores
-    from autoreg.runtime.devices import choose_device
-    from autoreg.runtime.engine import load_engine
-    from autoreg.runtime.model_file import read_model
+def _load_engine(
+    model: Path, device: str, tile_px: int | None, batch_size: int | None, *, require_gpu: bool, rebuild: bool
+) -> "tuple[Engine, TilingOptions]":
+    """An engine with as many lanes as its device is to have, and the tiles that it is fast on."""
+    from autoreg.runtime.devices import TENSORRT, count_lanes
+    from autoreg.runtime.engine import choose_for, load_engine
+    from autoreg.runtime.segment import TilingOptions
 
-    digest = hashlib.sha256(read_model(model)).hexdigest()
-    chosen = choose_device(device, model_digest=digest, require_gpu=require_gpu)
-    lanes = _GPU_LANES if chosen.gpu else min(count_cores(), _MOST_LANES)
-    return load_engine(model, device=chosen.name, lanes=lanes)
+    chosen = choose_for(model, device, require_gpu=require_gpu)
+    lanes = count_lanes(chosen)
+    engine = load_engine(model, device=chosen.name, lanes=lanes, rebuild=rebuild, tile_px=tile_px, batch_size=batch_size)
+    if chosen.name != TENSORRT:
+        return engine, TilingOptions(tile_px, batch_size or 1)
+    from autoreg.runtime.engines.tensorrt import describe_engine
+
+    described = describe_engine(model)
+    return engine, TilingOptions(max(described.tile_shape), described.batch_size)
 
 
 @dataclass(frozen=True)

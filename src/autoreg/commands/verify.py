@@ -53,8 +53,8 @@ def verify(
 ) -> None:
     """Compare what two models say.
 
-    A and B are each a checkpoint, run by PyTorch, or a model, run by its engine. If fewer labels are equal than
-    --min-agreement, or a probability is NaN, the exit status is 1.
+    A and B are each a checkpoint, run by PyTorch, or a model, run on --device, or an engine of autoreg build, run by
+    TensorRT. If fewer labels are equal than --min-agreement, or a probability is NaN, the exit status is 1.
     """
     from autoreg.output import check_output
     from autoreg.runtime.parity import LEAST_AGREEMENT, check_comparable, compare_engines
@@ -64,7 +64,9 @@ def verify(
     checkpoints = {path: _checkpoint(path) for path in (first, second)}
     engines = [_engine(path, checkpoints[path], device, backbone) for path in (first, second)]
     check_comparable(engines[0].spec, engines[1].spec)
-    compared = compare_engines(engines[0], engines[1], _tiles((*tiles, *more), engines, list(checkpoints.values())))
+    most_px = min(_side_px(path, device) for path in checkpoints)
+    shown = _tiles((*tiles, *more), engines, list(checkpoints.values()), most_px)
+    compared = compare_engines(engines[0], engines[1], shown)
     least = min(LEAST_AGREEMENT[engine.spec.precision] for engine in engines) if min_agreement is None else min_agreement
     passed = compared.parity.reaches(least)
     if picture is not None:
@@ -92,10 +94,12 @@ def _checkpoint(path: Path) -> "Checkpoint | None":
 
 def _engine(path: Path, checkpoint: "Checkpoint | None", device: str, backbone: str | None) -> "Engine":
     """What runs a file."""
-    from autoreg.runtime.engine import load_engine
+    from autoreg.runtime.devices import AUTO
+    from autoreg.runtime.engine import ENGINE_SUFFIX, load_engine
 
     if checkpoint is None:
-        return load_engine(path, device=device)
+        named = path.suffix == ENGINE_SUFFIX  # it is that very file which is to be compared, on the one device that runs it
+        return load_engine(path, device=AUTO if named else device, rebuild=not named)
     from autoreg.network.backbone import load_backbone
     from autoreg.train.scoring import TorchEngine
 
@@ -109,15 +113,30 @@ def _engine(path: Path, checkpoint: "Checkpoint | None", device: str, backbone: 
     )
 
 
-def _tiles(rasters: tuple[str, ...], engines: "list[Engine]", checkpoints: "list[Checkpoint | None]") -> "Iterator[Tile]":
+def _side_px(path: Path, device: str) -> int:
+    """Most pixels of a side of the tiles to show: an engine of TensorRT is made for tiles of some size."""
+    from autoreg.runtime.devices import AUTO, TENSORRT
+    from autoreg.runtime.engine import ENGINE_SUFFIX, choose_for
+    from autoreg.runtime.verify import TILE_PX
+
+    if zipfile.is_zipfile(path) or choose_for(path, AUTO if path.suffix == ENGINE_SUFFIX else device).name != TENSORRT:
+        return TILE_PX
+    from autoreg.runtime.engines.tensorrt import describe_engine
+
+    return min(TILE_PX, *describe_engine(path).tile_shape)
+
+
+def _tiles(
+    rasters: tuple[str, ...], engines: "list[Engine]", checkpoints: "list[Checkpoint | None]", most_px: int
+) -> "Iterator[Tile]":
     """What to compare on."""
     from autoreg.runtime.verify import raster_tiles, sample_tiles
 
     if rasters:
-        return raster_tiles(rasters, engines[0].spec, engines[1].spec)
+        return raster_tiles(rasters, engines[0].spec, engines[1].spec, most_px=most_px)
     for checkpoint in checkpoints:
         if checkpoint is not None:
-            return sample_tiles(checkpoint.samples.numpy())
+            return sample_tiles(checkpoint.samples.numpy(), engines[0].spec)
     raise ConfigError("two models were given and nothing to compare them on, as a model carries no imagery; give --tiles")
 
 

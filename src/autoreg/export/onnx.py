@@ -21,7 +21,7 @@ from autoreg.export.precision import FP16_LIMIT, find_largest_activation, to_fp1
 from autoreg.export.strip import DeployedNetwork, strip
 from autoreg.network.backbone import load_backbone
 from autoreg.network.checkpoint import Checkpoint, check_fitted, digest_file, load_checkpoint
-from autoreg.network.network import Network
+from autoreg.network.network import Network, label_pixels
 from autoreg.output import atomic_output, check_output
 from autoreg.raster.palette import unnamed_classes
 from autoreg.runtime.engine import Prediction
@@ -72,7 +72,8 @@ def export_onnx(
     Args:
         checkpoint_path: from ``autoreg train``.
         output: the model to write, ``.onnx``.
-        precision: ``fp32`` or ``fp16``; what it computes in. Inputs and outputs are float32 in both.
+        precision: ``fp32``, ``fp16`` or ``bf16``; what it computes in. Inputs and outputs are float32 in all. A model of
+            ``bf16`` is stored in float32, as engines compute in bfloat16 of their own accord, or not at all.
         extractor: the user's own backbone, where the checkpoint was trained with one.
         backbone: or its name, ``package.module:function``; the checkpoint's own word for it is not trusted.
         overwrite: replace an existing file.
@@ -83,8 +84,8 @@ def export_onnx(
         ParityError: the model does not say what PyTorch says; nothing is written.
         OutputError: ``output`` exists or cannot be written.
     """
-    if precision not in ("fp32", "fp16"):
-        raise ConfigError(f"precision is {precision!r}, expected fp32 or fp16; for int8 use autoreg calibrate")
+    if precision not in ("fp32", "fp16", "bf16"):
+        raise ConfigError(f"precision is {precision!r}, expected fp32, fp16 or bf16; for int8 use autoreg calibrate")
     check_output(output, overwrite=overwrite)
     checkpoint = load_checkpoint(checkpoint_path)
     check_fitted(checkpoint, checkpoint_path)
@@ -202,6 +203,9 @@ def _prove(network: Network, content: bytes, samples: Tensor, spec: ModelSpec) -
     exact = _predict(copy.deepcopy(network).double(), samples.double())
     rounding = compare(exact, _predict(network, samples), spec.stride).max_probability_difference
     parity = compare(exact, engine.predict(samples.numpy()), spec.stride)
+    if spec.precision == "bf16":  # ONNX Runtime computes in float32; what others will say is known from PyTorch
+        require_parity(parity, "fp32", rounding=rounding)
+        parity = compare(exact, _predict_in_bf16(network, samples), spec.stride)
     require_parity(parity, spec.precision, rounding=rounding)
     return parity
 
@@ -210,6 +214,15 @@ def _prove(network: Network, content: bytes, samples: Tensor, spec: ModelSpec) -
 def _predict(network: Network, images: Tensor) -> Prediction:
     labels, logits = DeployedNetwork(network)(images)
     return Prediction(labels.numpy(), logits.numpy())
+
+
+@torch.no_grad()
+def _predict_in_bf16(network: Network, images: Tensor) -> Prediction:
+    """As engines do it: the layers in bfloat16, the normalisation and what follows the logits in float32."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(images)
+    logits = logits.float()
+    return Prediction(label_pixels(logits, network.config.stride).numpy(), logits.numpy())
 
 
 @contextmanager

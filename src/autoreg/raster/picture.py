@@ -26,7 +26,7 @@ def display_bands(bands: Sequence[str]) -> tuple[int, int, int]:
     return (0, 1, 2) if len(bands) >= 3 else (0, 0, 0)
 
 
-def stretch(images: NDArray[np.floating], bands: Sequence[str], valid: NDArray[np.bool_]) -> Picture:
+def stretch(images: NDArray[np.number], bands: Sequence[str], valid: NDArray[np.bool_]) -> Picture:
     """Pictures of raw crops that belong together: one stretch for all, per band, from the 2nd to the 98th percentile.
 
     Args:

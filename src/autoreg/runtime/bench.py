@@ -1,23 +1,25 @@
 """How fast models are on the engines of this machine, what they agree in, and which is the fastest that can be trusted."""
 
 import dataclasses
+import hashlib
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoreg.errors import ConfigError, EngineError, MissingDependencyError
-from autoreg.raster.background import count_cores
 from autoreg.raster.blending import Blending
-from autoreg.runtime.devices import DEVICES, Device, check_device, choose_device
-from autoreg.runtime.engine import Labels, load_engine
+from autoreg.runtime.devices import DEVICES, TENSORRT, Device, check_device, choose_device, count_lanes
+from autoreg.runtime.engine import ENGINE_SUFFIX, Labels, load_engine
+from autoreg.runtime.engines.tensorrt import BuildOptions, EngineFile, build_engine, read_engine_file
 from autoreg.runtime.fastest import remember_fastest
 from autoreg.runtime.flops import count_flops
 from autoreg.runtime.growth import Growth
@@ -31,8 +33,6 @@ from autoreg.spec import ModelSpec
 
 _TILES, _TILES_PX = 8, 2**24
 """So many tiles, or of large ones fewer, that have so many pixels."""
-_MOST_LANES, _GPU_LANES = 8, 2
-"""As many as ``autoreg segment`` runs at once."""
 _MOST_ROWS = 64
 _MOST_VALUES = 2**27
 """Most values in one call of all lanes: 512 MiB, or 32 tiles of 1024 px with 4 bands."""
@@ -137,7 +137,8 @@ def bench_models(
     remembered for this machine: then ``load_engine`` takes it if nothing else is asked for.
 
     Args:
-        models: the files; the agreement is with the first, as ONNX Runtime runs it on the processor if it is there.
+        models: the files; the agreement is with the first, as ONNX Runtime runs it on the processor if it is there. Engines
+            are measured as they were built; for a model on the device ``tensorrt``, some are built, and none is kept.
         rasters: to take the tiles from; if none, they are noise, no agreement is known, and no row is marked.
         tile_px: side of the tiles, halo included; rounded up to the models' strides. If None, that of ``segment`` for the
             model that needs the largest.
@@ -156,16 +157,18 @@ def bench_models(
         MissingDependencyError: the library of a device is not installed.
     """
     models = list(dict.fromkeys(models))
-    specs = [read_spec(read_model(model), str(model)) for model in models]
+    engines = {model: read_engine_file(model) for model in models if model.suffix == ENGINE_SUFFIX}
+    specs = [engines[model].spec if model in engines else read_spec(read_model(model), str(model)) for model in models]
     _check_alike(models, specs)
     there = find_devices()
     measured = [choose_device(name) for name in dict.fromkeys(devices)] or there
     if not measured:
         measured = [choose_device(_REFERENCE_DEVICE)]  # raises, and says what to install
-    tile_px = _choose_tile_px(specs, tile_px)
-    cases = _plan_cases(models, specs, measured, batch_sizes, tile_px)
+    tile_px = _choose_tile_px(specs, tile_px, engines)
+    cases = _plan_cases(models, specs, measured, batch_sizes, tile_px, engines)
     shown = _Shown(rasters, tile_px, max(case.batch_size * case.lanes for case in cases))
-    exact = next((device for device in there if device.name == _REFERENCE_DEVICE), measured[0])
+    preferred = TENSORRT if models[0] in engines else _REFERENCE_DEVICE
+    exact = next((device for device in there if device.name == preferred), measured[0])
     reference = _Reference(models[0], exact, shown.to(specs[0])) if rasters else None
     meter = SgemmMeter()
 
@@ -179,17 +182,21 @@ def bench_models(
 
     with ExitStack() as stack:
         started: list[_Started] = []
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="autoreg-")))
         for case in cases:
-            started.append(_start(case, shown.to(case.spec), reference, stack))
+            started.append(_start(case, shown.to(case.spec), reference, folder, stack))
             report(len(started))
         taken = measure_in_turns([one.runner for one in started], seconds, end_round)
         report(len(cases) + ROUNDS)
-    gflops = {model: _count_gflop(model, spec, tile_px) for model, spec in zip(models, specs, strict=True)}
+    gflops = {
+        model: None if model in engines else _count_gflop(model, spec, tile_px)
+        for model, spec in zip(models, specs, strict=True)
+    }
     rows = [
         one.row(statistics.median(times), tile_px, gflops[one.case.model], meter.result())
         for one, times in zip(started, taken, strict=True)
     ]
-    found = fastest_devices(rows, min_agreement)
+    found = fastest_devices([row for row in rows if Path(row.model) not in engines], min_agreement)
     if found and set(there) <= set(measured):
         remember_fastest(found)
     return Bench(
@@ -253,13 +260,18 @@ def _plan_cases(
     devices: Sequence[Device],
     batch_sizes: Sequence[int],
     tile_px: int,
+    engines: Mapping[Path, EngineFile],
 ) -> list[_Case]:
     """All rows, unless they are too many or too large."""
     cases = [
         _Case(model, spec, device, batch_size, lanes)
         for model, spec in zip(models, specs, strict=True)
-        for device, batch_size in itertools.product(devices, dict.fromkeys(batch_sizes))
-        for lanes in sorted({1, _GPU_LANES if device.gpu else min(count_cores(), _MOST_LANES)})
+        for device, batch_size in (
+            [(choose_device(TENSORRT), engines[model].batch_size)]
+            if model in engines
+            else itertools.product(devices, dict.fromkeys(batch_sizes))
+        )
+        for lanes in sorted({1, count_lanes(device)})
     ]
     if len(cases) > _MOST_ROWS:
         raise ConfigError(
@@ -362,13 +374,25 @@ class _Started:
         )
 
 
-def _start(case: _Case, tiles: Tiles, reference: _Reference | None, stack: ExitStack) -> _Started:
+def _start(case: _Case, tiles: Tiles, reference: _Reference | None, folder: Path, stack: ExitStack) -> _Started:
+    path = case.model
+    if case.device.name == TENSORRT and path.suffix != ENGINE_SUFFIX:
+        path = _build(case, tiles.images.shape[-1], folder)
     with Growth() as growth:
-        engine = load_engine(case.model, device=case.device.name, lanes=case.lanes)
+        engine = load_engine(path, device=case.device.name, lanes=case.lanes, rebuild=False)
         runner = stack.enter_context(Runner(engine, tiles.images, case.batch_size))
         clusters = runner.label()
     agreement = None if reference is None else reference.agreement(case.spec, clusters)
     return _Started(case, runner, agreement, growth.bytes)
+
+
+def _build(case: _Case, tile_px: int, folder: Path) -> Path:
+    """An engine of TensorRT: the one that a user keeps beside the model stays what it is."""
+    digest = hashlib.sha256(read_model(case.model)).hexdigest()
+    path = folder / f"{digest}.{case.batch_size}{ENGINE_SUFFIX}"
+    if not path.exists():
+        build_engine(case.model, path, BuildOptions(tile_px, case.batch_size))
+    return path
 
 
 def _check_alike(models: Sequence[Path], specs: Sequence[ModelSpec]) -> None:
@@ -381,13 +405,21 @@ def _check_alike(models: Sequence[Path], specs: Sequence[ModelSpec]) -> None:
             )
 
 
-def _choose_tile_px(specs: Sequence[ModelSpec], tile_px: int | None) -> int:
-    """Side of a tile that every model can be run on."""
+def _choose_tile_px(specs: Sequence[ModelSpec], tile_px: int | None, engines: Mapping[Path, EngineFile]) -> int:
+    """Side of a tile that every model can be run on; engines are measured on those that they were built for."""
+    built = [max(described.tile_shape) for described in engines.values()]
+    tile_px = built[0] if tile_px is None and built else tile_px
     wanted = max(_plan_side(spec, None) for spec in specs) if tile_px is None else tile_px
     stride = math.lcm(*(spec.stride for spec in specs))
     side = -(-wanted // stride) * stride
     for spec in specs:
         _plan_side(spec, side)  # raises where a tile leaves no core
+    for path, expected in zip(engines, built, strict=True):
+        if side != expected:
+            raise ConfigError(
+                f"{path} was built for tiles of {expected} px, and those to measure on have {side} px; measure it alone, or "
+                f"build it again with --tile-px {side}"
+            )
     return side
 
 

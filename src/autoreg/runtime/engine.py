@@ -7,18 +7,21 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autoreg.errors import EngineError
-from autoreg.runtime.devices import AUTO, choose_device
+from autoreg.errors import ConfigError, EngineError
+from autoreg.runtime.devices import AUTO, TENSORRT, Device, choose_device
 from autoreg.runtime.model_file import read_model
 from autoreg.spec import ModelSpec
 
-Images = NDArray[np.float32]
-"""(N, C, H, W) raw pixel values; H and W are multiples of the model's stride."""
+Images = NDArray[np.float32 | np.uint8]
+"""(N, C, H, W) raw pixel values; H and W are multiples of the model's stride. uint8 only where the model takes it."""
 Labels = NDArray[np.uint8]
 """(N, H, W), clusters 0 .. K-1. What a map says for each is in the spec's classes."""
 Logits = NDArray[np.floating[Any]]
 """(N, K, H / stride, W / stride), float32 from every engine. Upsampled bilinearly, their softmax are the probabilities and
 their argmax the labels."""
+
+ENGINE_SUFFIX = ".engine"
+"""Of files that TensorRT compiled; all others are models."""
 
 
 class Prediction(NamedTuple):
@@ -60,33 +63,78 @@ class Engine(Protocol):
         ...
 
 
-def load_engine(path: str | Path, *, device: str = AUTO, threads: int | None = None, lanes: int = 1) -> Engine:
-    """Load a model file that ``autoreg export`` wrote.
+def load_engine(
+    path: str | Path,
+    *,
+    device: str = AUTO,
+    threads: int | None = None,
+    lanes: int = 1,
+    rebuild: bool = True,
+    tile_px: int | None = None,
+    batch_size: int | None = None,
+) -> Engine:
+    """Load a model file that ``autoreg export`` wrote, or an engine that ``autoreg build`` made of one.
+
+    An engine is code: load none that you would not run as a program.
 
     Args:
-        path: the ``.onnx`` file.
-        device: ``cpu`` or ``cuda``, which is ONNX Runtime, or ``openvino``, which is OpenVINO on the CPU; ``auto`` takes the
-            one that ``autoreg bench`` found fastest for this model on this machine, else the GPU if there is one that ONNX
-            Runtime can use, else the CPU. To ask for one that is not there is an error.
+        path: the ``.onnx`` file, or an ``.engine``, which runs on the device ``tensorrt``.
+        device: ``cpu`` or ``cuda``, which is ONNX Runtime, ``openvino``, which is OpenVINO on the CPU, or ``tensorrt``, on a
+            GPU; ``auto`` takes the one that ``autoreg bench`` found fastest for this model here, else the GPU if there is
+            one that ONNX Runtime can use, else the CPU. To ask for one that is not there is an error.
         threads: processor threads of a call; if None, an equal share for each lane of all that there are.
         lanes: how many calls are to be made at once. For many tiles, as many as there are processor cores are fastest, since
-            no thread has to wait for another; each needs the memory of a tile.
+            no thread has to wait for another; each needs the memory of a tile. They are spread over the GPUs of a kind.
+        rebuild: TensorRT runs the ``.engine`` beside a model. If that is not there, or was built for another GPU, by another
+            version, from another model or for other tiles, it is built, with a warning that says why; if False, it is an
+            error.
+        tile_px: side of the tiles that such an engine has to be for; if None, any.
+        batch_size: how many of them it has to take at once; likewise.
 
     Raises:
         ModelError: no such file, not an ONNX model, one without a valid ModelSpec, or one that autoreg would not write.
         ConfigError: there is no device of this name.
         MissingDependencyError: the library of the device is not installed.
-        EngineError: the device is not there, or the library does not run the model on it.
+        EngineError: the device is not there, or the library does not run the model on it, or an engine is not the one that
+            was built.
+        ParityError: an engine was built that does not say what the model says.
     """
-    model = read_model(Path(path))
-    chosen = choose_device(device, model_digest=hashlib.sha256(model).hexdigest())
+    path = Path(path)
+    chosen = choose_for(path, device)
+    if chosen.name == TENSORRT:
+        from autoreg.runtime.engines.tensorrt import load_tensorrt
+
+        return load_tensorrt(path, lanes=lanes, rebuild=rebuild, tile_px=tile_px, batch_size=batch_size)
+    model = read_model(path)
     if chosen.provider is None:
         from autoreg.runtime.engines.openvino import OpenVinoEngine
 
         return OpenVinoEngine(model, str(path), threads=threads, lanes=lanes)
     from autoreg.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(model, str(path), provider=chosen.provider, threads=threads, lanes=lanes)
+    if not chosen.gpu:
+        return OnnxRuntimeEngine(model, str(path), provider=chosen.provider, threads=threads, lanes=lanes)
+    from autoreg.runtime.several import load_on_gpus
+
+    provider = chosen.provider
+    return load_on_gpus(
+        lambda gpu, share: OnnxRuntimeEngine(model, str(path), provider=provider, gpu=gpu, lanes=share), lanes=lanes
+    )
+
+
+def choose_for(path: Path, device: str = AUTO, *, require_gpu: bool = False) -> Device:
+    """The device that runs a model or an engine, see ``choose_device``.
+
+    Raises:
+        ModelError: there is no model.
+        ConfigError: an engine was given and another device than TensorRT was asked for.
+    """
+    if path.suffix == ENGINE_SUFFIX:
+        if device not in (AUTO, TENSORRT):
+            raise ConfigError(f"{path} is an engine of TensorRT, and the device {device} was asked for; give the .onnx file")
+        return choose_device(TENSORRT, require_gpu=require_gpu)
+    digest = hashlib.sha256(read_model(path)).hexdigest()
+    return choose_device(device, model_digest=digest, require_gpu=require_gpu)
 
 
 def check_images(images: Images, spec: ModelSpec) -> None:
@@ -102,8 +150,11 @@ def check_images(images: Images, spec: ModelSpec) -> None:
             f"the engine got images of shape {shape}, expected (images, {bands} bands, height, width) "
             f"with sides that are multiples of {stride}; segment_array cuts and pads an image of any size"
         )
-    if images.dtype != np.float32:
-        raise EngineError(f"the engine got images of type {images.dtype}, expected float32; convert them with astype")
+    accepted = ("float32", "uint8") if spec.takes_uint8 else ("float32",)
+    if images.dtype.name not in accepted:
+        raise EngineError(
+            f"the engine got images of type {images.dtype}, expected {' or '.join(accepted)}; convert them with astype"
+        )
 
 
 def check_answer(images: Images, spec: ModelSpec, labels: Labels, logits: Logits | None = None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from autoreg.raster.background import count_cores
 from autoreg.runtime.devices import find_gpus
 
-_LIBRARIES = ("autoreg", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "rasterio")
+_LIBRARIES = ("autoreg", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13", "rasterio")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 from autoreg.errors import ConfigError
 from autoreg.raster.tiling import CORE_PX, round_up
 from autoreg.runtime.engine import Engine
+from autoreg.runtime.images import to_image
 from autoreg.runtime.segment import TilingOptions
 
 _MEASURED_PX = 256
@@ -35,7 +36,10 @@ def fit_memory(engine: Engine, limit_bytes: int, tile_px: int | None) -> TilingO
     """
     spec = engine.spec
     halo_px = round_up((spec.receptive_field_px or 0) // 2, spec.stride)
-    per_pixel = _bytes_per_pixel(engine, _side(_MEASURED_PX, halo_px, spec.stride))
+    measured = _side(_MEASURED_PX, halo_px, spec.stride)
+    if tile_px is not None:  # an engine may take no larger ones
+        measured = min(measured, max(tile_px // spec.stride, 1) * spec.stride)
+    per_pixel = _bytes_per_pixel(engine, measured)
     fixed = _peak_bytes() + _REST_BYTES
     if tile_px is not None:
         sides = [tile_px]
@@ -63,9 +67,11 @@ def _bytes_per_pixel(engine: Engine, side: int) -> float:
     """Of all tiles that are in memory at once: those that the engine runs, and those that wait."""
     spec = engine.spec
     before = _peak_bytes()
-    engine.predict(np.zeros((1, len(spec.bands), side, side), np.float32))
+    pixels = np.zeros((len(spec.bands), side, side), spec.dtype)
+    image = to_image(pixels, np.ones((side, side), np.bool_), spec)
+    engine.predict(image[None])
     running = _MARGIN * (_peak_bytes() - before) / side**2
-    waiting = 4 * len(spec.bands) + len(spec.bands) * np.dtype(spec.dtype).itemsize + 2
+    waiting = len(spec.bands) * (image.itemsize + pixels.itemsize) + 2
     logits = 4 * spec.clusters / spec.stride**2
     return engine.lanes * running + (_WAITING_TILES + engine.lanes) * (waiting + logits)
 

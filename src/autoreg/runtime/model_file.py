@@ -6,6 +6,7 @@ the ``onnx`` package nor an inference library is needed. What is refused is what
 files, weights that are declared larger than they are, graphs inside of nodes (loops), functions, and sparse weights.
 """
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,6 +143,27 @@ def read_spec(model: bytes, name: str) -> ModelSpec:
         raise ModelError(f"{name} has more than {_LIMIT_FIELDS} fields, far more than a model of autoreg") from error
     except _NotAllowedError as error:
         raise ModelError(f"{name} {error}; export it again") from error
+
+
+def graph_digest(model: bytes) -> str:
+    """SHA-256, hexadecimal, of what a model computes: of its graph and the operators that it is written in.
+
+    It stays when the metadata change, as when classes get names: then what was compiled from the graph holds.
+
+    Args:
+        model: the bytes of an ``.onnx`` file.
+
+    Raises:
+        ModelError: not an ONNX model.
+    """
+    digest = hashlib.sha256()
+    try:
+        for number, _, part in Reader(_LIMIT_FIELDS).parts(memoryview(model)):
+            if number in (7, 8):  # graph, opset_import
+                digest.update(part)
+    except (BrokenMessageError, TooManyFieldsError) as error:
+        raise ModelError("the model is not an ONNX model, or was cut off; export it again") from error
+    return digest.hexdigest()
 
 
 class _Reader:

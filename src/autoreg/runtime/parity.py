@@ -40,10 +40,11 @@ class Tolerance:
 TOLERANCES = {
     "fp32": Tolerance(0.9999, 1e-5),
     "fp16": Tolerance(0.999, None),
+    "bf16": Tolerance(0.99, None),
 }
 """By precision of the converted model."""
 
-LEAST_AGREEMENT = {"fp32": 0.999, "fp16": 0.999, "int8": 0.99}
+LEAST_AGREEMENT = {"fp32": 0.999, "fp16": 0.999, "bf16": 0.99, "int8": 0.99}
 """Share of equal labels, 0..1, that may be expected of two models on any imagery, by the coarser precision of the two.
 
 Less than ``TOLERANCES`` for fp32: there a model is compared with exact arithmetic, here two that both round.
@@ -116,7 +117,7 @@ class Tile(NamedTuple):
 
     Attributes:
         place: where it is from, for people.
-        image: what goes into the models, float32 (bands, height, width); the sides are multiples of both strides.
+        image: what goes into the models (bands, height, width); the sides are multiples of both strides.
         valid: which pixels are data, (height, width); the others do not count.
     """
 

@@ -20,6 +20,7 @@ from autoreg.raster.tiling import Area, Tiling
 from autoreg.raster.window import Window
 from autoreg.runtime.blend import Answer, Blended, blend, probabilities_within
 from autoreg.runtime.engine import Engine, Images, Labels, Logits
+from autoreg.runtime.images import image_type, to_image
 from autoreg.spec import NODATA_LABEL, ModelSpec
 
 PROBABILITY_SCALE = 0.004
@@ -173,11 +174,10 @@ class _Prepare:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._fill = np.asarray(job.engine.spec.mean, np.float32)
 
     def __call__(self, batch: tuple[_Tile, ...]) -> _Prepared:
         """Images of the tiles that have data where it matters; for each tile its mask, or None if it has none."""
-        images: Images | None = None
+        spec, images = self._job.engine.spec, None
         masks: list[NDArray[np.bool_] | None] = []
         count = 0
         for window, matters in batch:
@@ -187,11 +187,8 @@ class _Prepare:
                 continue
             masks[-1] = valid
             if images is None:
-                images = np.empty((len(batch), *pixels.shape), np.float32)
-            images[count] = pixels
-            if not valid.all():
-                # What is no data says nothing: the mean, 0 after normalisation.
-                np.copyto(images[count], self._fill[:, None, None], where=~valid)
+                images = np.empty((len(batch), *pixels.shape), image_type(pixels, spec))
+            to_image(pixels, valid, spec, out=images[count])
             count += 1
         return None if images is None else images[:count], masks
 

@@ -1,4 +1,4 @@
-"""Protobuf messages, field by field, for who has to look at one before a library parses it.
+"""Protobuf messages, field by field, for who has to look at one before a library parses it, or to change a few bytes of it.
 
 What two readers could take in two ways is an error: no library writes it.
 """
@@ -36,9 +36,15 @@ class Reader:
             BrokenMessageError: it is no message.
             TooManyFieldsError: the reader has read enough.
         """
+        for number, value, _ in self.parts(message):
+            yield number, value
+
+    def parts(self, message: Value) -> Iterator[tuple[int, Value, memoryview]]:
+        """As ``fields``, and with each field all of its bytes, as they stand in the message."""
         message = as_bytes(message)
         position, end = 0, len(message)
         while position < end:
+            start = position
             self._left -= 1
             if self._left < 0:
                 raise TooManyFieldsError
@@ -48,15 +54,22 @@ class Reader:
                 raise BrokenMessageError
             if wire == _VARINT:
                 value, position = _varint(message, position)
-                yield number, value
+                yield number, value, message[start:position]
                 continue
             size = _FIXED_BYTES.get(wire, -1)
             if wire == _LENGTH:
                 size, position = _varint(message, position)
             if not 0 <= size <= end - position:
                 raise BrokenMessageError
-            yield number, message[position : position + size]
-            position += size
+            inner, position = message[position : position + size], position + size
+            yield number, inner, message[start:position]
+
+
+def encode_field(number: int, value: int | bytes) -> bytes:
+    """The bytes of a field: of a number that is not negative, or of a string or a message."""
+    if isinstance(value, int):
+        return _encode_varint(number << 3 | _VARINT) + _encode_varint(value)
+    return _encode_varint(number << 3 | _LENGTH) + _encode_varint(len(value)) + value
 
 
 def as_bytes(value: Value) -> memoryview:
@@ -100,6 +113,14 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
                 break
             return value, position
     raise BrokenMessageError
+
+
+def _encode_varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*encoded, value])
 
 
 def _signed(value: int) -> int:

@@ -12,6 +12,7 @@ from autoreg.errors import RasterError
 from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 from autoreg.runtime.engine import Images
+from autoreg.runtime.images import to_image
 from autoreg.runtime.segment import check_fit, scene_reader
 from autoreg.spec import ModelSpec
 
@@ -27,7 +28,7 @@ class Tiles:
     """Tiles of one shape.
 
     Attributes:
-        images: what goes into a model; pixels without data hold its mean.
+        images: what goes into a model; pixels without data hold its fill.
         valid: (N, H, W), True where a pixel is data.
     """
 
@@ -68,15 +69,17 @@ def make_noise(spec: ModelSpec, *, tile_px: int, count: int) -> Tiles:
     """Tiles of noise with the mean and the standard deviation of the model's bands; the same for the same model."""
     noise = np.random.default_rng(0).standard_normal((count, len(spec.bands), tile_px, tile_px), np.float32)
     mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
-    return Tiles(noise * std + mean, np.ones((count, tile_px, tile_px), np.bool_))
+    images: Images = noise * std + mean
+    if spec.takes_uint8:
+        images = np.rint(images).clip(0, 255).astype(np.uint8)
+    return Tiles(images, np.ones((count, tile_px, tile_px), np.bool_))
 
 
 def _read_windows(
     raster: RasterReader, spec: ModelSpec, tile_px: int, tried: int
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+) -> Iterator[tuple[Images, NDArray[np.bool_]]]:
     """Those of about ``tried`` windows, on a grid from corner to corner, that have data in half of their pixels."""
     read = scene_reader(spec, raster.read, raster.height, raster.width)
-    mean = np.asarray(spec.mean, np.float32)[:, None]
     side = max(math.isqrt(tried), 2)
     for row in _starts(raster.height, tile_px, side):
         for col in _starts(raster.width, tile_px, side):
@@ -87,9 +90,7 @@ def _read_windows(
             inside, data = window.clipped(raster.height, raster.width), valid.copy()
             data[inside.height :] = data[:, inside.width :] = False  # what was repeated beyond the edges
             if data[: inside.height, : inside.width].mean() >= _LEAST_DATA:
-                image = pixels.astype(np.float32)
-                image[:, ~valid] = mean
-                yield image, data
+                yield to_image(pixels, valid, spec), data
 
 
 def _starts(size: int, tile_px: int, count: int) -> list[int]:

@@ -12,6 +12,7 @@ from autoreg.raster.reader import RasterReader
 from autoreg.raster.tiling import round_up
 from autoreg.raster.window import Window
 from autoreg.runtime.engine import Images
+from autoreg.runtime.images import to_image
 from autoreg.runtime.parity import Tile, WorstTile
 from autoreg.runtime.segment import check_fit, scene_reader
 from autoreg.spec import ModelSpec
@@ -25,14 +26,20 @@ _GAP_PX = 8
 _DIFFERENT = (214, 0, 0)
 
 
-def sample_tiles(samples: Images) -> Iterator[Tile]:
-    """The sample crops of a checkpoint (N, bands, height, width), whose pixels without data hold the mean and count, too."""
+def sample_tiles(samples: Images, spec: ModelSpec) -> Iterator[Tile]:
+    """The sample crops of a checkpoint (N, bands, height, width), whose pixels without data hold the mean and count, too.
+
+    For a model that takes uint8 they are rounded, which changes those pixels alone.
+    """
     for number, sample in enumerate(samples, 1):
-        yield Tile(f"sample crop {number}", sample, np.ones(sample.shape[1:], np.bool_))
+        image = np.rint(sample).clip(0, 255).astype(np.uint8) if spec.takes_uint8 else sample
+        yield Tile(f"sample crop {number}", image, np.ones(sample.shape[1:], np.bool_))
 
 
-def raster_tiles(paths: Sequence[str | Path], reference: ModelSpec, candidate: ModelSpec) -> Iterator[Tile]:
-    """Cut rasters into tiles for two models; pixels without data hold the mean of the first.
+def raster_tiles(
+    paths: Sequence[str | Path], reference: ModelSpec, candidate: ModelSpec, *, most_px: int = TILE_PX
+) -> Iterator[Tile]:
+    """Cut rasters into tiles for two models; pixels without data hold the fill of the first.
 
     They have no halos: both models are shown the same, so it does not matter what it is, as long as it looks real.
 
@@ -40,6 +47,7 @@ def raster_tiles(paths: Sequence[str | Path], reference: ModelSpec, candidate: M
         paths: of the rasters.
         reference: that the rasters have to fit.
         candidate: comparable with it.
+        most_px: of a side of a tile.
 
     Raises:
         RasterError: a raster cannot be read, or does not have the bands or the type; before the first tile.
@@ -47,30 +55,29 @@ def raster_tiles(paths: Sequence[str | Path], reference: ModelSpec, candidate: M
     for path in paths:
         with RasterReader(path, bands=len(reference.bands)) as raster:
             check_fit(str(path), raster, reference)
-    side_px = _tile_px(reference, candidate)
+    side_px = _tile_px(reference, candidate, most_px)
     for path in paths:
         with RasterReader(path, bands=len(reference.bands)) as raster:
             yield from _cut(raster, reference, side_px, math.lcm(reference.stride, candidate.stride))
 
 
 def _cut(raster: RasterReader, spec: ModelSpec, side_px: int, stride: int) -> Iterator[Tile]:
-    mean = np.asarray(spec.mean, np.float32)[:, None]
     read = scene_reader(spec, raster.read, raster.height, raster.width)
     for inside in Window(0, 0, raster.height, raster.width).cut(side_px, side_px):
         if raster.is_empty(inside):
             continue
         pixels, valid = read(Window(*inside[:2], *(round_up(size, stride) for size in inside[2:])))
-        image, valid = pixels.astype(np.float32), valid.copy()
+        valid = valid.copy()
         valid[inside.height :] = valid[:, inside.width :] = False  # what was repeated beyond the edges
-        image[:, ~valid] = mean
+        image = to_image(pixels, valid, spec)
         yield Tile(f"{raster.path}, row {inside.row}, column {inside.col}", image, valid)
 
 
-def _tile_px(reference: ModelSpec, candidate: ModelSpec) -> int:
+def _tile_px(reference: ModelSpec, candidate: ModelSpec, most_px: int) -> int:
     """Side of the tiles, a multiple of both strides: what fits in memory, or the crop that an attending one has learned."""
     stride = math.lcm(reference.stride, candidate.stride)
     crops = [spec.crop_px for spec in (reference, candidate) if spec.receptive_field_px is None]
-    side_px = min(TILE_PX, math.isqrt(_PROBABILITIES // reference.clusters), *crops)
+    side_px = min(most_px, math.isqrt(_PROBABILITIES // reference.clusters), *crops)
     return max(side_px // stride, 1) * stride
 
 

@@ -22,6 +22,7 @@ from autoreg.raster.statistics import Read
 from autoreg.raster.tiling import Tiling, round_up
 from autoreg.raster.window import Window
 from autoreg.runtime.engine import Engine, Images, Labels, Logits, Prediction
+from autoreg.runtime.images import to_image
 from autoreg.runtime.segment import TilingOptions, check_fit, scene_reader, segment_array
 from autoreg.spec import NODATA_LABEL, ModelSpec
 
@@ -203,8 +204,7 @@ def label_whole(engine: Engine, image: NDArray[Any], valid: NDArray[np.bool_]) -
         (K, cells down, cells across).
     """
     spec, (height, width) = engine.spec, valid.shape
-    pixels = image.astype(np.float32)
-    pixels[:, ~valid] = np.asarray(spec.mean, np.float32)[:, None]
+    pixels = to_image(image, valid, spec)
     margins = [(0, round_up(size, spec.stride) - size) for size in (height, width)]
     clusters, logits = engine.predict(np.pad(pixels, [(0, 0), *margins], mode="edge")[None])
     labels = np.asarray(spec.cluster_labels, np.uint8)[clusters[0, :height, :width]]
@@ -220,7 +220,9 @@ class _Rescaled:
 
     @property
     def spec(self) -> ModelSpec:
-        return dataclasses.replace(self.engine.spec, normalisation="global")
+        spec = self.engine.spec
+        # Rescaled pixels are no whole numbers.
+        return spec if spec.normalisation == "global" else dataclasses.replace(spec, dtype="float32", normalisation="global")
 
     @property
     def model_digest(self) -> str:

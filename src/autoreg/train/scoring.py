@@ -72,7 +72,7 @@ class TorchEngine:
     def predict(self, images: Images) -> Prediction:
         """Labels and logits of ``images``."""
         with evaluating(self._network):
-            logits = self._network(torch.from_numpy(images).to(self._network.mean.device))
+            logits = self._network(torch.from_numpy(images).to(self._network.mean))
         return Prediction(label_pixels(logits, self.spec.stride).cpu().numpy(), logits.cpu().numpy())
 
 

@@ -1,4 +1,8 @@
-"""ONNX Runtime on the CPU, or on an NVIDIA GPU."""
+"""ONNX Runtime on the CPU, or on an NVIDIA GPU.
+
+On a GPU, images of uint8 imagery are copied to it as they are, and memory there is reserved once. On the CPU neither gains
+anything, and images may hold whatever float32 can.
+"""
 
 import hashlib
 from contextlib import redirect_stdout
@@ -10,9 +14,12 @@ import numpy as np
 
 from autoreg.errors import EngineError, ModelError
 from autoreg.raster.background import count_cores
+from autoreg.runtime.bound_session import BoundSession
 from autoreg.runtime.devices import find_gpus, import_library
 from autoreg.runtime.engine import Images, Labels, Prediction, check_answer, check_images
+from autoreg.runtime.images import to_uint8
 from autoreg.runtime.model_file import read_model, read_spec
+from autoreg.runtime.uint8_input import to_uint8_input
 from autoreg.runtime.zero_point import to_unsigned
 
 _CPU = "CPUExecutionProvider"
@@ -30,8 +37,8 @@ _FOLDED_BYTES = 2**26
 class OnnxRuntimeEngine:
     """Runs an ONNX model; see ``autoreg.runtime.engine.Engine``.
 
-    On a GPU (``CUDAExecutionProvider``) it was tried by hand, on an H200 with onnxruntime-gpu 1.31: no machine that runs the
-    tests has one.
+    On a GPU (``CUDAExecutionProvider``) it was tried by hand, on an H200 with onnxruntime-gpu 1.31, before it took images of
+    bytes and reserved its memory there: no machine that runs the tests has one.
 
     Attributes:
         metadata: all entries of the model file, by name.
@@ -45,6 +52,7 @@ class OnnxRuntimeEngine:
         provider: str = _CPU,
         threads: int | None = None,
         lanes: int = 1,
+        gpu: int = 0,
         as_stored: bool = False,
     ) -> None:
         """Load a model from memory.
@@ -54,7 +62,8 @@ class OnnxRuntimeEngine:
             name: of the model in error messages.
             provider: what ONNX Runtime calls the device: that of one of ``autoreg.runtime.devices.DEVICES``.
             threads: as in ``load_engine``.
-            lanes: as in ``load_engine``.
+            lanes: as in ``load_engine``; on a GPU, more threads may call it, and some of them wait.
+            gpu: number of the GPU among those that CUDA shows, if the provider runs on one.
             as_stored: compute an INT8 model as it stands in the file, not as it is fast here; see ``runtime.zero_point``.
 
         Raises:
@@ -64,37 +73,34 @@ class OnnxRuntimeEngine:
         """
         self.spec = read_spec(model, name)
         runtime = import_library("onnxruntime")
-        options = runtime.SessionOptions()
-        options.log_severity_level = _FATAL_ONLY  # it prints what it raises, too
-        options.enable_mem_pattern = False  # it plans for one shape, and each raster brings its own
-        options.inter_op_num_threads = 1
-        options.intra_op_num_threads = threads or max(count_cores() // lanes, 1)
-        options.use_deterministic_compute = True
-        # A thread that spins while it waits takes its core from the threads that read and write, and from other processes.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(_FOLDED_BYTES))
+        options = _options(runtime, threads or max(count_cores() // lanes, 1))
         if provider != _CPU:
             with redirect_stdout(StringIO()):  # it prints what it does not find
                 runtime.preload_dlls()  # CUDA and cuDNN as pip installs them
+        self._takes_uint8 = provider != _CPU and self.spec.takes_uint8
         content = model if as_stored or provider != _CPU else to_unsigned(model)
-        providers = [_CPU] if provider == _CPU else [(provider, _CUDA_OPTIONS), _CPU]
+        content = to_uint8_input(content) if self._takes_uint8 else content
+        providers = [_CPU] if provider == _CPU else [(provider, {"device_id": str(gpu), **_CUDA_OPTIONS}), _CPU]
         try:
             # Else it goes on with the CPU after an error, and says so on stdout.
-            self._session = runtime.InferenceSession(content, options, providers=providers, enable_fallback=0)
+            session = runtime.InferenceSession(content, options, providers=providers, enable_fallback=0)
         except Exception as error:  # the library's exceptions share no base but this one
             raise ModelError(
                 f"{name} is not an ONNX model that ONNX Runtime {runtime.__version__} can load ({_reason(error)}); "
                 f"export it again"
             ) from error
-        if provider not in self._session.get_providers():
+        if provider not in session.get_providers():
             raise EngineError(
                 f"ONNX Runtime {runtime.__version__} cannot use its {provider} and would run {name} on the CPU, most often "
                 f"because libraries of CUDA or cuDNN are missing or of another version; install them, or use the device cpu"
             )
-        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        self._session = (
+            session if provider == _CPU else BoundSession(session, self.spec, device="cuda", gpu=gpu, lanes=lanes)
+        )
+        self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
         self.model_digest = hashlib.sha256(model).hexdigest()
         self.lanes = lanes
-        self.device = f"ONNX Runtime {runtime.__version__} on {'the CPU' if provider == _CPU else find_gpus()[0]}"
+        self.device = f"ONNX Runtime {runtime.__version__} on {'the CPU' if provider == _CPU else find_gpus()[gpu]}"
 
     @classmethod
     def from_file(cls, path: Path, *, threads: int | None = None, lanes: int = 1) -> Self:
@@ -115,10 +121,25 @@ class OnnxRuntimeEngine:
 
     def _run(self, outputs: list[str], images: Images) -> Any:
         check_images(images, self.spec)
+        taken = to_uint8(images) if self._takes_uint8 else images.astype(np.float32, copy=False)
         try:
-            return self._session.run(outputs, {"image": images})
+            return self._session.run(outputs, {"image": taken})
         except Exception as error:  # as above
             raise EngineError(f"ONNX Runtime failed on input of shape {images.shape}: {_reason(error)}") from error
+
+
+def _options(runtime: Any, threads: int) -> Any:
+    """Of a session whose calls take so many threads each."""
+    options = runtime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY  # it prints what it raises, too
+    options.enable_mem_pattern = False  # it plans for one shape, and each raster brings its own
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = threads
+    options.use_deterministic_compute = True
+    # A thread that spins while it waits takes its core from the threads that read and write, and from other processes.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(_FOLDED_BYTES))
+    return options
 
 
 def _reason(error: Exception) -> str:

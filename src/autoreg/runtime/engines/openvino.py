@@ -37,6 +37,7 @@ class OpenVinoEngine:
         self.spec = read_spec(model, name)
         library = import_library("openvino")
         version = library.__version__.partition("-")[0]
+        core = library.Core()
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             # A stream is what a lane needs: one call at a time. The threads are those of all streams together.
@@ -45,9 +46,8 @@ class OpenVinoEngine:
             # Others read, write and train on the same cores.
             "ENABLE_CPU_PINNING": False,
             # Its default is bfloat16 where the processor has it; the precision is for the model file to say.
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if self.spec.precision == "bf16" and _has_bf16(core) else "f32",
         }
-        core = library.Core()
         try:
             compiled = core.compile_model(core.read_model(model), "CPU", settings)
             requests = [compiled.create_infer_request() for _ in range(lanes)]
@@ -55,9 +55,9 @@ class OpenVinoEngine:
             raise ModelError(
                 f"{name} is not an ONNX model that OpenVINO {version} can load ({_reason(error)}); export it again"
             ) from error
-        self._idle: SimpleQueue[Any] = SimpleQueue()
+        self._idle: SimpleQueue[_Lane] = SimpleQueue()
         for request in requests:
-            self._idle.put(request)
+            self._idle.put(_Lane(request))
         self.model_digest = hashlib.sha256(model).hexdigest()
         self.lanes = lanes
         self.device = f"OpenVINO {version} on the CPU"
@@ -80,15 +80,36 @@ class OpenVinoEngine:
     def _answered(self, images: Images) -> Iterator[Any]:
         """A request that has run; what it holds is overwritten by the next one."""
         check_images(images, self.spec)
-        request = self._idle.get()
+        lane = self._idle.get()
         try:
             try:
-                request.infer({"image": images}, share_inputs=True, share_outputs=True)
+                lane.infer(images)
             except Exception as error:  # as above
                 raise EngineError(f"OpenVINO failed on input of shape {images.shape}: {_reason(error)}") from error
-            yield request
+            yield lane.request
         finally:
-            self._idle.put(request)
+            self._idle.put(lane)
+
+
+class _Lane:
+    """A request, and memory where images of bytes become float32, which is kept for the next call."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self._floats = np.empty(0, np.float32)
+
+    def infer(self, images: Images) -> None:
+        if images.dtype != np.float32:
+            if self._floats.shape != images.shape:
+                self._floats = np.empty(images.shape, np.float32)
+            self._floats[...] = images
+            images = self._floats
+        self.request.infer({"image": images}, share_inputs=True, share_outputs=True)
+
+
+def _has_bf16(core: Any) -> bool:
+    """Whether the processor computes in bfloat16."""
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,121 @@
+"""The selftest of a device, on those that are here; what only a GPU can show runs with -m gpu on a machine that has one."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from autoreg.cli import cli
+from autoreg.errors import ConfigError, EngineError
+from autoreg.export import export_onnx
+from autoreg.runtime.devices import DEVICES, Device, check_device, find_gpus
+from autoreg.runtime.gpu_meter import GpuMeter
+from autoreg.runtime.parity import Parity
+from autoreg.runtime.selftest import find_problems, run_selftest
+from autoreg.runtime.verify_tiling import TilingCheck
+from autoreg.spec import METADATA_KEY, ModelSpec
+from conftest import Models, noise, save_random_checkpoint, save_raster
+
+PARITY = Parity(1.0, 1.0, (1.0, 1.0), 0.0, 0.0, 100, 100)
+EXACT = TilingCheck(300, 1, True, 9, 1, 1.0, 1000, 0, 0, 0.0, 0.0)
+
+
+def test_a_device_that_says_what_it_should_passes(models: Models, tmp_path: Path) -> None:
+    model, record = models(2, "float32"), tmp_path / "selftest.json"
+    command = ["selftest", str(model), "--device", "openvino", "--seconds", "0.1", "-o", str(record)]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.endswith("passed\n")
+    assert f"{model}: comparing with ONNX Runtime on the CPU" in done.stderr
+    found = json.loads(record.read_text())
+    (tested,) = found["models"]
+    assert found["passed"]
+    assert found["device"] == "openvino"
+    assert found["machine"]["cores"] >= 1
+    assert tested["engine"].startswith("OpenVINO ")
+    assert tested["parity"]["agreement"] >= 0.999
+    assert tested["parity"]["pixels"] > 100_000
+    assert all(check["labels"] for check in tested["tiling"])
+    assert all(check["tiles"] > check["pieces"] for check in tested["tiling"]), "nothing was cut"
+    assert tested["segment_mpx_s"] > 0
+    assert tested["engine_mpx_s"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["selftest.json"]
+
+
+def test_rasters_are_taken_if_they_are_given(models: Models, tmp_path: Path) -> None:
+    raster = save_raster(tmp_path / "a.tif", noise(2, 1400, 1300))
+    found = run_selftest([models(2, "uint8")], "cpu", rasters=[str(raster)], seconds=0.1)
+    assert found.sources == (str(raster),)
+    assert found.models[0].parity.pixels == 1400 * 1300, "not all of it was compared"
+    assert found.passed
+
+
+def test_no_model_and_no_device(models: Models) -> None:
+    with pytest.raises(ConfigError, match=r"there is no model to test with; give one"):
+        run_selftest([], "cpu")
+    if not find_gpus():
+        with pytest.raises((EngineError, ImportError)):
+            run_selftest([models(2, "uint8")], "cuda")
+
+
+def test_what_is_not_as_it_should_be_is_a_problem() -> None:
+    assert not list(find_problems("fp32", PARITY, [EXACT]))
+    (words,) = find_problems("fp32", dataclasses.replace(PARITY, agreement=0.998), [EXACT])
+    assert words.startswith("99.8000 % of 100 labels equal")
+    assert words.endswith("expected at least 99.9 % to be those of ONNX Runtime on the CPU")
+    assert not list(find_problems("int8", dataclasses.replace(PARITY, agreement=0.998), [EXACT]))
+    assert list(find_problems("fp32", dataclasses.replace(PARITY, max_probability_difference=float("nan")), [EXACT]))
+
+
+def test_rounding_at_a_tie_is_no_problem_and_an_error_is() -> None:
+    tie = dataclasses.replace(EXACT, differing=3, max_margin=5e-5, largest_logit=10.0)
+    assert not list(find_problems("fp32", PARITY, [tie]))
+    for wrong in (
+        dataclasses.replace(tie, max_margin=1e-3),
+        dataclasses.replace(tie, max_margin=float("nan")),
+        dataclasses.replace(tie, differing_nodata=1),
+    ):
+        (words,) = find_problems("fp32", PARITY, [wrong])
+        assert "tiles of 300 px, batches of 1: 3 of 1000 labels are not those of one pass" in words
+    assert not list(find_problems("fp16", PARITY, [dataclasses.replace(tie, max_margin=1e-3)]))
+    blended = dataclasses.replace(tie, exact=False, max_margin=5.0)
+    assert not list(find_problems("fp32", PARITY, [blended])), "attention depends on the tiling"
+
+
+def test_a_problem_ends_with_status_1(models: Models, tmp_path: Path) -> None:
+    """A model whose spec says that it sees less than it does: its tiles do not fit together."""
+    content = onnx.load(models(2, "uint8"))
+    (entry,) = (item for item in content.metadata_props if item.key == METADATA_KEY)
+    entry.value = dataclasses.replace(ModelSpec.from_json(entry.value), receptive_field_px=1).to_json()
+    onnx.save(content, tmp_path / "lying.onnx")
+    done = CliRunner().invoke(cli, ["selftest", str(tmp_path / "lying.onnx"), "--device", "cpu", "--seconds", "0.1"])
+    assert done.exit_code == 1
+    assert "  PROBLEM: tiles of " in done.stdout
+    assert done.stdout.endswith("FAILED\n")
+
+
+@pytest.mark.skipif(bool(find_gpus()), reason="there is a GPU here")
+def test_without_a_gpu_nothing_is_said_of_one() -> None:
+    with GpuMeter() as meter:
+        np.zeros(10).sum()
+    assert (meter.busy, meter.grown_bytes) == (None, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", [device for device in DEVICES if device.gpu], ids=lambda device: device.name)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_gpu_says_what_the_processor_says(device: Device, precision: str, tmp_path: Path) -> None:
+    try:
+        check_device(device)
+    except (EngineError, ImportError):
+        pytest.skip(f"the device {device.name} is not here")
+    path = save_random_checkpoint(tmp_path / "checkpoint.pt", stride=2)
+    export_onnx(path, tmp_path / "model.onnx", precision=precision)
+    found = run_selftest([tmp_path / "model.onnx"], device.name, seconds=2)
+    assert not found.models[0].problems
+    assert found.models[0].busy is not None
+    assert found.models[0].gpu_bytes
