@@ -22,7 +22,9 @@ def test_it_is_short() -> None:
     assert len(README.splitlines()) <= 150
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/design.md", "docs/method.md", "docs/segment.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/design.md", "docs/method.md", "docs/segment.md", "docs/deployment.md", "CONTRIBUTING.md"]
+)
 def test_its_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
