@@ -15,8 +15,8 @@ from typing import Any
 from autoreg.calibration import calibrate_model
 from autoreg.evaluation import pair_files
 from autoreg.export import export_onnx
-from autoreg.runtime.bench import Row, bench_models
 from autoreg.runtime.engine import load_engine
+from autoreg.runtime.measure.bench import Row, bench_models
 from autoreg.runtime.parity import compare_engines
 from autoreg.runtime.verify import raster_tiles
 from autoreg.train import TrainConfig, train_network

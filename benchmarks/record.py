@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from autoreg.runtime.machine import describe_machine
+from autoreg.runtime.measure.machine import describe_machine
 
 RESULTS = Path(__file__).parent / "results"
 _LIBRARIES = ("autoreg", "numpy", "onnx", "onnxruntime", "rasterio", "scipy", "torch")

@@ -20,15 +20,15 @@ from autoreg.export import export_onnx
 from autoreg.export.strip import strip
 from autoreg.network.checkpoint import load_checkpoint
 from autoreg.raster.background import count_cores
-from autoreg.runtime import machine
-from autoreg.runtime.bench import Row, bench_models, fastest_devices, find_devices, mark_fastest
 from autoreg.runtime.devices import choose_device
 from autoreg.runtime.engine import load_engine
-from autoreg.runtime.fastest import fastest_known, remember_fastest
-from autoreg.runtime.flops import count_flops
-from autoreg.runtime.growth import Growth
+from autoreg.runtime.measure import machine
+from autoreg.runtime.measure.bench import Row, bench_models, fastest_devices, find_devices, mark_fastest
+from autoreg.runtime.measure.fastest import fastest_known, remember_fastest
+from autoreg.runtime.measure.flops import count_flops
+from autoreg.runtime.measure.growth import Growth
+from autoreg.runtime.measure.sgemm import SgemmMeter
 from autoreg.runtime.sample_tiles import make_noise, read_tiles
-from autoreg.runtime.sgemm import SgemmMeter
 from autoreg.spec import METADATA_KEY
 from conftest import Models, noise, save_random_checkpoint, save_raster
 

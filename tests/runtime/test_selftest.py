@@ -13,9 +13,9 @@ from autoreg.cli import cli
 from autoreg.errors import ConfigError, EngineError
 from autoreg.export import export_onnx
 from autoreg.runtime.devices import DEVICES, Device, check_device, find_gpus
-from autoreg.runtime.gpu_meter import GpuMeter
+from autoreg.runtime.measure.gpu_meter import GpuMeter
+from autoreg.runtime.measure.selftest import find_problems, run_selftest
 from autoreg.runtime.parity import Parity
-from autoreg.runtime.selftest import find_problems, run_selftest
 from autoreg.runtime.verify_tiling import TilingCheck
 from autoreg.spec import METADATA_KEY, ModelSpec
 from conftest import Models, noise, save_random_checkpoint, save_raster

@@ -13,7 +13,7 @@ from autoreg.runtime.devices import AUTO, DEVICE_NAMES
 from autoreg.terminal import counting_bar
 
 if TYPE_CHECKING:
-    from autoreg.runtime.bench import Bench, Row
+    from autoreg.runtime.measure.bench import Bench, Row
 
 _MARK = "*"
 _COLUMNS = (
@@ -125,7 +125,7 @@ def bench(
     Where labels were compared on all devices that are there, the fastest of them for each MODEL is kept in the user's cache
     ($XDG_CACHE_HOME/autoreg/bench.json), and --device auto takes it from then on.
     """
-    from autoreg.runtime.bench import bench_models
+    from autoreg.runtime.measure.bench import bench_models
 
     if output is not None:
         check_output(output, overwrite=overwrite)

@@ -12,7 +12,7 @@ from autoreg.output import atomic_output, check_output
 from autoreg.runtime.devices import AUTO, DEVICE_NAMES
 
 if TYPE_CHECKING:
-    from autoreg.runtime.selftest import Selftest, Tested
+    from autoreg.runtime.measure.selftest import Selftest, Tested
 
 FAILED = 1
 
@@ -50,7 +50,7 @@ def selftest(
     and the share of the time in which the GPU is busy are measured. If something is not as it should be, the exit status
     is 1.
     """
-    from autoreg.runtime.selftest import run_selftest
+    from autoreg.runtime.measure.selftest import run_selftest
 
     if output is not None:
         check_output(output, overwrite=overwrite)

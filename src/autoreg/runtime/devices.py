@@ -70,7 +70,7 @@ def choose_device(name: str = AUTO, *, model_digest: str | None = None, require_
     """
     if name not in DEVICE_NAMES:
         raise ConfigError(f"there is no device {name[:40]!r}, expected one of {', '.join(DEVICE_NAMES)}")
-    from autoreg.runtime.fastest import fastest_known  # here, as the command line asks this module for names alone
+    from autoreg.runtime.measure.fastest import fastest_known  # here, as the command line asks this module for names alone
 
     known = fastest_known(model_digest) if name == AUTO and model_digest else None
     candidates = [device for device in DEVICES if device.name in (name, known) or (name == AUTO and device.automatic)]

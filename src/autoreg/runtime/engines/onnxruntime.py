@@ -37,8 +37,8 @@ _FOLDED_BYTES = 2**26
 class OnnxRuntimeEngine:
     """Runs an ONNX model; see ``autoreg.runtime.engine.Engine``.
 
-    On a GPU (``CUDAExecutionProvider``) it was tried by hand, on an H200 with onnxruntime-gpu 1.31, before it took images of
-    bytes and reserved its memory there: no machine that runs the tests has one.
+    On a GPU (``CUDAExecutionProvider``) it was tried by hand, on an H200 with onnxruntime-gpu 1.31, before its memory was
+    bound (``BoundSession``), and not since: no machine that runs the tests has one.
 
     Attributes:
         metadata: all entries of the model file, by name.
@@ -77,6 +77,7 @@ class OnnxRuntimeEngine:
         if provider != _CPU:
             with redirect_stdout(StringIO()):  # it prints what it does not find
                 runtime.preload_dlls()  # CUDA and cuDNN as pip installs them
+            runtime.set_default_logger_severity(_FATAL_ONLY)  # it warns that no plugin has the GPU, and needs none
         self._takes_uint8 = provider != _CPU and self.spec.takes_uint8
         content = model if as_stored or provider != _CPU else to_unsigned(model)
         content = to_uint8_input(content) if self._takes_uint8 else content

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autoreg.output import temporary_beside
-from autoreg.runtime.machine import describe_machine
+from autoreg.runtime.measure.machine import describe_machine
 
 _LIMIT_BYTES = 2**20
 _MOST_MACHINES, _MOST_MODELS = 16, 100

@@ -20,14 +20,14 @@ from autoreg.optional import require
 from autoreg.raster.tiling import round_up
 from autoreg.runtime.devices import choose_device, count_lanes
 from autoreg.runtime.engine import Engine, load_engine
-from autoreg.runtime.gpu_meter import GpuMeter
-from autoreg.runtime.growth import Growth
-from autoreg.runtime.machine import Machine, describe_machine
+from autoreg.runtime.measure.gpu_meter import GpuMeter
+from autoreg.runtime.measure.growth import Growth
+from autoreg.runtime.measure.machine import Machine, describe_machine
+from autoreg.runtime.measure.turns import Runner
 from autoreg.runtime.model_file import read_model, read_spec
 from autoreg.runtime.parity import LEAST_AGREEMENT, Parity, compare_engines
 from autoreg.runtime.sample_tiles import make_noise, read_tiles
 from autoreg.runtime.segment import TilingOptions, segment_raster
-from autoreg.runtime.turns import Runner
 from autoreg.runtime.verify import raster_tiles
 from autoreg.runtime.verify_tiling import TilingCheck, default_tiles_px, verify_tiling
 from autoreg.spec import ModelSpec

@@ -20,15 +20,15 @@ from autoreg.raster.blending import Blending
 from autoreg.runtime.devices import DEVICES, TENSORRT, Device, check_device, choose_device, count_lanes
 from autoreg.runtime.engine import ENGINE_SUFFIX, Labels, load_engine
 from autoreg.runtime.engines.tensorrt import BuildOptions, EngineFile, build_engine, read_engine_file
-from autoreg.runtime.fastest import remember_fastest
-from autoreg.runtime.flops import count_flops
-from autoreg.runtime.growth import Growth
-from autoreg.runtime.machine import Machine, describe_machine
+from autoreg.runtime.measure.fastest import remember_fastest
+from autoreg.runtime.measure.flops import count_flops
+from autoreg.runtime.measure.growth import Growth
+from autoreg.runtime.measure.machine import Machine, describe_machine
+from autoreg.runtime.measure.sgemm import Sgemm, SgemmMeter
+from autoreg.runtime.measure.turns import ROUNDS, Runner, measure_in_turns
 from autoreg.runtime.model_file import read_model, read_spec
 from autoreg.runtime.sample_tiles import Tiles, make_noise, read_tiles
 from autoreg.runtime.segment import TilingOptions
-from autoreg.runtime.sgemm import Sgemm, SgemmMeter
-from autoreg.runtime.turns import ROUNDS, Runner, measure_in_turns
 from autoreg.spec import ModelSpec
 
 _TILES, _TILES_PX = 8, 2**24

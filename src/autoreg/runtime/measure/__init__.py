@@ -1,0 +1,1 @@
+"""How fast engines are on a machine, what they take, and whether they say there what they should."""
