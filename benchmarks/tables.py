@@ -100,8 +100,8 @@ def precision_table() -> str:
     content = load("precision")
     machine, result = content["machine"], content["result"]
     rows = [
-        f"{machine['processor']}, {machine['cores']} cores, no GPU; a tile of {result['tiles_px']} px on each core. Labels are "
-        f"compared on {result['left_out']} images of {result['data']} that neither the training nor the ranges have seen.",
+        f"{machine['processor']}, {machine['cores']} cores, no GPU; a tile of {result['tiles_px']} px on each core. Labels "
+        f"are compared on {result['left_out']} images of {result['data']} that neither training nor ranges have seen.",
         "",
         "| network | precision | engine | ms per tile | against float32 of ONNX Runtime | share of sgemm | equal labels |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from autoreg.runtime.bound_session import BoundSession
 from autoreg.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from autoreg.runtime.idle import Idle
 from autoreg.runtime.model_file import read_spec
 from autoreg.runtime.uint8_input import to_uint8_input
 from conftest import Models, noise
 
-Start = Callable[[int], BoundSession]
+Start = Callable[[], BoundSession]
 
 
 class Counting:
@@ -49,7 +50,7 @@ def counting(path: Path) -> Counting:
 @pytest.fixture
 def start(path: Path, counting: Counting) -> Start:
     spec = read_spec(path.read_bytes(), "a model")
-    return lambda lanes: BoundSession(counting, spec, device="cpu", lanes=lanes)
+    return lambda: BoundSession(counting, spec, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def tiles() -> list[NDArray[np.uint8]]:
 
 
 def test_answers_are_those_of_a_plain_session_whatever_was_asked_before(start: Start, plain: OnnxRuntimeEngine) -> None:
-    session = start(1)
+    session = start()
     kept = []
     for images in tiles():
         expected = plain.predict(images)
@@ -79,16 +80,21 @@ def test_answers_are_those_of_a_plain_session_whatever_was_asked_before(start: S
 
 
 @pytest.mark.parametrize("threads", [3, 6])
-def test_lanes_do_not_mix_their_memory(start: Start, plain: OnnxRuntimeEngine, threads: int) -> None:
-    session = start(3)
+def test_sessions_that_are_one_do_not_mix_their_memory(start: Start, plain: OnnxRuntimeEngine, threads: int) -> None:
+    idle = Idle([start() for _ in range(3)])
+
+    def label(images: NDArray[np.uint8]) -> Any:
+        with idle.take() as session:
+            return session.run(["labels"], {"image": images})[0]
+
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(lambda images: session.run(["labels"], {"image": images})[0], tiles()))
+        found = list(pool.map(label, tiles()))
     for images, labels in zip(tiles(), found, strict=True):
         np.testing.assert_array_equal(labels, plain.label(images))
 
 
 def test_memory_is_reserved_once_for_each_shape_in_a_row(start: Start, counting: Counting) -> None:
-    session, images = start(1), tiles()
+    session, images = start(), tiles()
     counting.bindings = 0
     for _ in range(3):
         session.run(["labels"], {"image": images[0]})
@@ -100,12 +106,12 @@ def test_memory_is_reserved_once_for_each_shape_in_a_row(start: Start, counting:
 
 def test_images_that_lie_otherwise_in_memory(start: Start, plain: OnnxRuntimeEngine) -> None:
     images = tiles()[0]
-    (labels,) = start(1).run(["labels"], {"image": images[..., ::-1]})
+    (labels,) = start().run(["labels"], {"image": images[..., ::-1]})
     np.testing.assert_array_equal(labels, plain.label(images[..., ::-1].copy()))
 
 
-def test_a_call_that_fails_leaves_its_lane_to_the_next(start: Start, plain: OnnxRuntimeEngine) -> None:
-    session, images = start(1), tiles()[0]
+def test_a_call_that_fails_spoils_nothing_for_the_next(start: Start, plain: OnnxRuntimeEngine) -> None:
+    session, images = start(), tiles()[0]
     for wrong in (images[:, :1], images.astype(np.float32)):
         with pytest.raises(Exception, match=r"image|type"):
             session.run(["labels"], {"image": wrong})

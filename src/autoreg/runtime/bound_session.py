@@ -1,7 +1,6 @@
 """ONNX Runtime's sessions with memory that is reserved once, on the device: no call waits for it to be found anew."""
 
 from collections.abc import Mapping, Sequence
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -13,45 +12,29 @@ from autoreg.spec import ModelSpec
 
 
 class BoundSession:
-    """Calls a session as ``InferenceSession.run`` does, from any thread; more than there are lanes wait for each other.
+    """Calls a session as ``InferenceSession.run`` does, for one caller at a time; several may share a session.
 
-    Only what is asked for is copied back. A lane keeps the memory that its last call needed for the next call of that shape:
+    Only what is asked for is copied back. The memory that the last call needed is kept for the next call of that shape:
     nearly all tiles of a raster have one.
     """
 
-    def __init__(self, session: Any, spec: ModelSpec, *, device: str, gpu: int = 0, lanes: int = 1) -> None:
-        """Take over a session.
+    def __init__(self, session: Any, spec: ModelSpec, *, device: str, gpu: int = 0) -> None:
+        """Take a session.
 
         Args:
             session: an ``InferenceSession``.
             spec: of its model.
             device: where its memory is, as ONNX Runtime calls it: ``cuda`` or ``cpu``.
             gpu: number of the GPU.
-            lanes: how many calls may be under way at once.
         """
-        self._idle: SimpleQueue[_Lane] = SimpleQueue()
-        for _ in range(lanes):
-            self._idle.put(_Lane(session, spec, device, gpu))
-
-    def run(self, names: Sequence[str], feed: Mapping[str, Images]) -> list[NDArray[Any]]:
-        """The outputs of these names for the ``image`` of ``feed``, which is of the type that the session takes."""
-        lane = self._idle.get()
-        try:
-            return lane.run(tuple(names), feed["image"])
-        finally:
-            self._idle.put(lane)
-
-
-class _Lane:
-    """Memory of one call at a time."""
-
-    def __init__(self, session: Any, spec: ModelSpec, device: str, gpu: int) -> None:
         self._session, self._spec, self._device = session, spec, (device, gpu)
         self._last: tuple[tuple[int, ...], np.dtype[Any]] | None = None
         self._values: dict[str, Any] = {}
         self._bindings: dict[tuple[str, ...], Any] = {}
 
-    def run(self, names: tuple[str, ...], images: Images) -> list[NDArray[Any]]:
+    def run(self, outputs: Sequence[str], feed: Mapping[str, Images]) -> list[NDArray[Any]]:
+        """The outputs of these names for the ``image`` of ``feed``, which is of the type that the session takes."""
+        names, images = tuple(outputs), feed["image"]
         if self._last != (images.shape, images.dtype):
             self._bindings.clear()
             self._values.clear()  # before more is reserved
@@ -60,7 +43,7 @@ class _Lane:
             self._bindings[names] = self._bind(names, images)
         self._values["image"].update_inplace(np.ascontiguousarray(images))
         self._session.run_with_iobinding(self._bindings[names])
-        # On the CPU, what numpy() gives is the lane's memory.
+        # On the CPU, what numpy() gives is the memory that is bound.
         return [np.array(self._values[name].numpy()) for name in names]
 
     def _bind(self, names: tuple[str, ...], images: Images) -> Any:

@@ -4,6 +4,7 @@ On a GPU, images of uint8 imagery are copied to it as they are, and memory there
 anything, and images may hold whatever float32 can.
 """
 
+import functools
 import hashlib
 from contextlib import redirect_stdout
 from io import StringIO
@@ -17,6 +18,7 @@ from autoreg.raster.background import count_cores
 from autoreg.runtime.bound_session import BoundSession
 from autoreg.runtime.devices import find_gpus, import_library
 from autoreg.runtime.engine import Images, Labels, Prediction, check_answer, check_images
+from autoreg.runtime.idle import Idle
 from autoreg.runtime.images import to_uint8
 from autoreg.runtime.model_file import read_model, read_spec
 from autoreg.runtime.uint8_input import to_uint8_input
@@ -62,7 +64,7 @@ class OnnxRuntimeEngine:
             name: of the model in error messages.
             provider: what ONNX Runtime calls the device: that of one of ``autoreg.runtime.devices.DEVICES``.
             threads: as in ``load_engine``.
-            lanes: as in ``load_engine``; on a GPU, more threads may call it, and some of them wait.
+            lanes: as in ``load_engine``; more threads may call it, and then some of them wait.
             gpu: number of the GPU among those that CUDA shows, if the provider runs on one.
             as_stored: compute an INT8 model as it stands in the file, not as it is fast here; see ``runtime.zero_point``.
 
@@ -82,9 +84,10 @@ class OnnxRuntimeEngine:
         content = model if as_stored or provider != _CPU else to_unsigned(model)
         content = to_uint8_input(content) if self._takes_uint8 else content
         providers = [_CPU] if provider == _CPU else [(provider, {"device_id": str(gpu), **_CUDA_OPTIONS}), _CPU]
+        # Without fallback: else it goes on with the CPU after an error, and says so on stdout.
+        make = functools.partial(runtime.InferenceSession, content, options, providers=providers, enable_fallback=0)
         try:
-            # Else it goes on with the CPU after an error, and says so on stdout.
-            session = runtime.InferenceSession(content, options, providers=providers, enable_fallback=0)
+            session = make()
         except Exception as error:  # the library's exceptions share no base but this one
             raise ModelError(
                 f"{name} is not an ONNX model that ONNX Runtime {runtime.__version__} can load ({_reason(error)}); "
@@ -95,8 +98,11 @@ class OnnxRuntimeEngine:
                 f"ONNX Runtime {runtime.__version__} cannot use its {provider} and would run {name} on the CPU, most often "
                 f"because libraries of CUDA or cuDNN are missing or of another version; install them, or use the device cpu"
             )
-        self._session = (
-            session if provider == _CPU else BoundSession(session, self.spec, device="cuda", gpu=gpu, lanes=lanes)
+        # Calls that share a session share its memory, and how much that grows to depends on how they happen to meet.
+        self._sessions: Idle[Any] = Idle(
+            [session, *(make() for _ in range(lanes - 1))]
+            if provider == _CPU
+            else [BoundSession(session, self.spec, device="cuda", gpu=gpu) for _ in range(lanes)]
         )
         self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
         self.model_digest = hashlib.sha256(model).hexdigest()
@@ -124,7 +130,8 @@ class OnnxRuntimeEngine:
         check_images(images, self.spec)
         taken = to_uint8(images) if self._takes_uint8 else images.astype(np.float32, copy=False)
         try:
-            return self._session.run(outputs, {"image": taken})
+            with self._sessions.take() as session:
+                return session.run(outputs, {"image": taken})
         except Exception as error:  # as above
             raise EngineError(f"ONNX Runtime failed on input of shape {images.shape}: {_reason(error)}") from error
 

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from autoreg.errors import EngineError, ModelError
 from autoreg.raster.background import count_cores
 from autoreg.runtime.devices import import_library
 from autoreg.runtime.engine import Images, Labels, Prediction, check_answer, check_images
+from autoreg.runtime.idle import Idle
 from autoreg.runtime.model_file import read_spec
 
 
@@ -55,9 +55,7 @@ class OpenVinoEngine:
             raise ModelError(
                 f"{name} is not an ONNX model that OpenVINO {version} can load ({_reason(error)}); export it again"
             ) from error
-        self._idle: SimpleQueue[_Lane] = SimpleQueue()
-        for request in requests:
-            self._idle.put(_Lane(request))
+        self._idle: Idle[_Lane] = Idle(map(_Lane, requests))
         self.model_digest = hashlib.sha256(model).hexdigest()
         self.lanes = lanes
         self.device = f"OpenVINO {version} on the CPU"
@@ -80,15 +78,12 @@ class OpenVinoEngine:
     def _answered(self, images: Images) -> Iterator[Any]:
         """A request that has run; what it holds is overwritten by the next one."""
         check_images(images, self.spec)
-        lane = self._idle.get()
-        try:
+        with self._idle.take() as lane:
             try:
                 lane.infer(images)
             except Exception as error:  # as above
                 raise EngineError(f"OpenVINO failed on input of shape {images.shape}: {_reason(error)}") from error
             yield lane.request
-        finally:
-            self._idle.put(lane)
 
 
 class _Lane:
