@@ -148,8 +148,8 @@ def label_whole(engine: Engine, scene: Path) -> Labels:
     """Labels of one pass over a raster."""
     with rasterio.open(scene) as dataset:
         image = dataset.read()
-    mean = np.asarray(engine.spec.mean, np.float32)
-    full = np.where((image == 0).all(axis=0), mean[:, None, None], image.astype(np.float32))
+    fill = np.asarray(engine.spec.fill, np.float32)
+    full = np.where((image == 0).all(axis=0), fill[:, None, None], image.astype(np.float32))
     height, width = image.shape[1:]
     extended = Window(0, 0, *(round_up(size, engine.spec.stride) for size in (height, width))).extend(full)
     return engine.label(extended[None])[0, :height, :width]

@@ -174,6 +174,7 @@ def configure(builder: Any, options: BuildOptions, library: Library) -> Any:
     trt, config = library.trt, builder.create_builder_config()
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
+    config.max_aux_streams = 0  # the lanes have streams of their own, and keep the GPU busy
     if options.level is not None:
         config.builder_optimization_level = options.level
     if options.workspace_bytes is not None:
