@@ -1,34 +1,26 @@
 """Write down a measurement with the machine and the versions that it was made with."""
 
-import importlib.metadata
 import json
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
-from autoreg.runtime.measure.machine import describe_machine
+from autoreg.runtime.measure.machine import describe_machine, find_versions
 
 RESULTS = Path(__file__).parent / "results"
-_LIBRARIES = ("autoreg", "numpy", "onnx", "onnxruntime", "rasterio", "scipy", "torch")
+_ALSO = ("onnx", "scipy", "torch")
+"""Libraries that a benchmark may depend on, besides those that every measurement does."""
 
 
 def record(name: str, result: dict[str, Any]) -> None:
     """Write ``results/<name>.json`` and print it."""
-    versions = {}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     machine = describe_machine()
     description = {
         "processor": machine.processor,
-        "cores": os.cpu_count(),
+        "cores": machine.cores,
         "gpu": ", ".join(machine.gpus) or None,
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "libraries": versions,
+        "system": machine.system,
+        "python": machine.python,
+        "libraries": dict(sorted({**machine.libraries, **find_versions(_ALSO)}.items())),
     }
     text = json.dumps({"benchmark": name, "machine": description, "result": result}, indent=2)
     RESULTS.mkdir(exist_ok=True)

@@ -23,11 +23,13 @@ class Machine:
 
     Attributes:
         capability: of its only GPU.
+        gpu: its name.
         wrong: whether the library makes engines that give other labels than the model.
         built: the options of each engine that was built.
     """
 
     capability: str = CAPABILITY
+    gpu: str = "Stand-in"
     wrong: bool = False
     built: list[BuildOptions] = dataclasses.field(default_factory=list)
 
@@ -49,6 +51,7 @@ def make_machine(monkeypatch: pytest.MonkeyPatch, models: Models) -> Iterator[Ma
     for module in ("build", "load"):
         name = f"autoreg.runtime.engines.tensorrt.{module}.find_compute_capabilities"
         monkeypatch.setattr(name, lambda: (found.capability,))
+        monkeypatch.setattr(f"autoreg.runtime.engines.tensorrt.{module}.find_gpus", lambda: (found.gpu,))
     monkeypatch.setattr(building, "compile_model", found.compile)
     right = compute_with_onnx_runtime(cuda)
 

@@ -82,6 +82,7 @@ def make_engine(
         flavour="tensorrt",
         version=VERSION,
         compute_capabilities=("9.0",),
+        gpu="Stand-in",
         tile_shape=tile_shape,
         batch_size=batch_size,
         uint8_input=uint8_input,
@@ -98,13 +99,13 @@ def make_engine(
 
 
 @contextmanager
-def installed(compute: Compute) -> Iterator[Library]:
-    """Let the stand-in be the library ``tensorrt`` that is found."""
+def installed(compute: Compute, name: str = "tensorrt") -> Iterator[Library]:
+    """Let the stand-in be the library of this name that is found."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "tensorrt", make_module(compute))
+        patch.setitem(sys.modules, name, make_module(compute, name))
         library._load.cache_clear()
         try:
-            yield library.find_library("tensorrt")
+            yield library.find_library(name)
         finally:
             library._load.cache_clear()
 
@@ -150,12 +151,19 @@ def _check(answer: tuple[Any, ...]) -> Any:
     return answer[-1]
 
 
-def make_module(compute: Compute) -> ModuleType:
+def make_module(compute: Compute, name: str) -> ModuleType:
     """The library, as far as an executor needs it."""
+    rtx = name == "tensorrt_rtx"
 
     class DataType(Enum):
         UINT8 = 1
         FLOAT = 0
+
+    class DynamicShapesKernelSpecializationStrategy(Enum):
+        LAZY, EAGER, NONE = range(3)
+
+    class IRuntimeConfig:
+        dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
 
     class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
@@ -200,16 +208,22 @@ def make_module(compute: Compute) -> ModuleType:
         def get_tensor_dtype(self, name: str) -> DataType:
             return self._types[name]
 
-        def create_execution_context(self) -> "IExecutionContext | None":
+        def create_runtime_config(self) -> IRuntimeConfig:
+            return IRuntimeConfig()
+
+        def create_execution_context(self, runtime_config: IRuntimeConfig | None = None) -> "IExecutionContext | None":
+            strategy = (runtime_config or IRuntimeConfig()).dynamic_shapes_kernel_specialization_strategy
+            lazy = rtx and strategy is DynamicShapesKernelSpecializationStrategy.LAZY
             try:
-                return IExecutionContext(self)
+                return IExecutionContext(self, lazy)
             except MemoryError:
                 self._logger.log(ILogger.ERROR, "Requested amount of GPU memory could not be allocated")
                 return None
 
     class IExecutionContext:
-        def __init__(self, engine: ICudaEngine) -> None:
+        def __init__(self, engine: ICudaEngine, lazy: bool) -> None:
             self._engine = engine
+            self._lazy = lazy
             self._scratch = _Memory(engine.device_memory_size_v2)
             self._profile = 0
             self._shape: tuple[int, ...] | None = None
@@ -224,7 +238,8 @@ def make_module(compute: Compute) -> ModuleType:
 
         def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
             if not 0 <= profile_index < len(self._engine._facts["profiles"]):
-                return self._fail(f"there is no profile {profile_index}")
+                self._fail(f"there is no profile {profile_index}")
+                raise RuntimeError("Error in set optimization profile async.")
             self._profile, self._shape, self._deferred = profile_index, None, True
             self._switched_on = stream_handle
             return True
@@ -268,6 +283,8 @@ def make_module(compute: Compute) -> ModuleType:
             )
             if recording and self._deferred:
                 return self._fail("operation not permitted when stream is capturing: updates after a new shape")
+            if recording and self._lazy:
+                return self._fail("operation not permitted when stream is capturing: kernels are being compiled")
             if recording and not self._engine._facts["recordable"]:
                 return self._fail("operation not permitted when stream is capturing: a layer allocates memory")
             self._deferred = self._deferred and recording
@@ -283,7 +300,7 @@ def make_module(compute: Compute) -> ModuleType:
             self._engine._logger.log(ILogger.ERROR, f"IExecutionContext: {message}")
             return False
 
-    module = ModuleType("tensorrt")
+    module = ModuleType(name)
     module.__dict__.update(
         __version__=VERSION,
         DataType=DataType,
@@ -292,6 +309,8 @@ def make_module(compute: Compute) -> ModuleType:
         ICudaEngine=ICudaEngine,
         IExecutionContext=IExecutionContext,
     )
+    if rtx:
+        module.__dict__["DynamicShapesKernelSpecializationStrategy"] = DynamicShapesKernelSpecializationStrategy
     return module
 
 

@@ -50,7 +50,7 @@ def read_labels(path: Path) -> np.ndarray:
         return np.asarray(dataset.read(1))
 
 
-def test_it_says_what_it_built_and_what_is_next(machine: Machine, model: Path) -> None:
+def test_it_says_what_it_built_and_what_is_next(machine: Machine, model: Path, tmp_path: Path) -> None:
     done = call("build", model, "--tile-px", 128, "--batch-size", 2)
     engine = model.with_suffix(".engine")
     first, second, third = done.stdout.splitlines()
@@ -62,6 +62,8 @@ def test_it_says_what_it_built_and_what_is_next(machine: Machine, model: Path) -
         call("build", model)
     assert call("build", model, "--overwrite").exit_code == 0
     assert [options.batch_size for options in machine.built] == [2, 1]
+    elsewhere = tmp_path / "elsewhere.engine"
+    assert f"next: autoreg segment -m {elsewhere} --device" in call("build", model, "-o", elsewhere).stdout
 
 
 def test_the_options_are_those_of_the_build(machine: Machine, model: Path, tmp_path: Path) -> None:
@@ -71,6 +73,7 @@ def test_the_options_are_those_of_the_build(machine: Machine, model: Path, tmp_p
     (options,) = machine.built
     assert (options.level, options.workspace_bytes, options.timing_cache) == (2, 10**9, tmp_path / "a.cache")
     found, described = json.loads(done.stdout), read_engine_file(target)
+    assert found["gpu"] == machine.gpu
     assert (found["engine"], found["bytes"]) == (str(target), target.stat().st_size)
     assert (found["tile_shape"], found["batch_size"], found["tf32"]) == ([128, 128], 4, True)
     assert described.parity is not None

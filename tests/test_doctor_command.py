@@ -2,10 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from autoreg.cli import cli
 from autoreg.runtime.devices import find_gpus
+from autoreg.runtime.measure.fastest import remember_fastest
 from forks import autoreg
 from test_imports import run
 
@@ -34,6 +38,22 @@ def test_it_says_so_in_words() -> None:
     assert any(line.split() == ["cpu", "ready"] for line in lines)
     (auto,) = (line for line in lines if line.startswith("auto "))
     assert "takes c" in auto
+
+
+def test_it_lists_the_models_for_which_auto_knows_the_fastest_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def doctor(*options: str) -> str:
+        return CliRunner().invoke(cli, ["doctor", *options]).stdout
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert json.loads(doctor("--json"))["measured"] == {}
+    digests = ["0" * 64, "1" * 64]
+    remember_fastest(dict(zip(digests, ("openvino", "cpu"), strict=True)))
+    assert json.loads(doctor("--json"))["measured"] == {digests[0]: "openvino", digests[1]: "cpu"}
+    lines = [line.split() for line in doctor().splitlines()]
+    assert ["measured", digests[0], "openvino"] in lines
+    assert [digests[1], "cpu"] in lines
 
 
 @pytest.mark.skipif(bool(find_gpus()), reason="there is a GPU here")

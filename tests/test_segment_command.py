@@ -1,6 +1,7 @@
 """``autoreg segment`` as a user meets it: what it writes, what it says, what it refuses before any work."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import rasterio
 from rasterio import Affine
 from rio_cogeo.cogeo import cog_validate
 
-from autoreg import output
+from autoreg import Outputs, TilingOptions, output
 from autoreg.errors import ConfigError, OutputError
+from autoreg.raster.journal import journal_path
 from autoreg.runtime.engine import load_engine
 from autoreg.runtime.memory import fit_memory
 from conftest import Models, noise, save_raster
@@ -92,10 +94,16 @@ def test_finished_maps_stay_if_they_are_of_the_same_job(model: Path, pieces: lis
     refused = autoreg(*command)
     assert refused.returncode == 1
     assert "a.tif (and 1 more) exists; use --overwrite to replace it, --resume to keep it" in refused.stderr
+    # One process was killed when its map was whole, before it could clean up; another job has begun to replace b.tif.
+    journals = [journal_path(tmp_path / path.name) for path in pieces]
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        journals[0].write_bytes(b"autoreg journal 1\n" + bytes.fromhex(dataset.tags()["AUTOREG_JOB_SHA256"]) + b"blocks")
+    journals[1].write_bytes(b"autoreg journal 1\n" + bytes(32) + b"blocks")
     again = autoreg(*command, "--resume")
     assert again.returncode == 0, again.stderr
     assert all(json.loads(line)["resumed"] for line in again.stdout.splitlines())
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tif")} == before
+    assert [path.exists() for path in journals] == [False, True]
     # Another job: the confidence is wanted, too.
     other = autoreg(*command, "--resume", "--confidence")
     assert other.returncode == 3
@@ -127,13 +135,21 @@ def test_nothing_is_lost_by_mistake(model: Path, pieces: list[Path], tmp_path: P
 
 def test_tiles_fit_into_memory_and_the_labels_stay(model: Path, pieces: list[Path], tmp_path: Path) -> None:
     engine = load_engine(model, threads=1)
-    ample = fit_memory(engine, 10**10, None)
+    ample = fit_memory(engine, 10**10, TilingOptions())
     assert ample.tile_px is not None
     assert ample.tile_px >= 512
-    with pytest.raises(ConfigError, match=r"a limit of 20 MB is too low .* expected at least \d+ MB; raise it"):
-        fit_memory(engine, 20 * 10**6, None)
+    with pytest.raises(ConfigError, match=r"a limit of 20 MB is too low .* expected at least \d+ MB; raise it") as refused:
+        fit_memory(engine, 20 * 10**6, TilingOptions())
+    enough = (int(re.findall(r"\d+", str(refused.value))[-1]) + 1) * 10**6
+    assert fit_memory(engine, enough, TilingOptions()).tile_px
+    with pytest.raises(ConfigError, match="is too low"):
+        fit_memory(engine, enough, TilingOptions(), Outputs(confidence=True, probabilities=True))
     with pytest.raises(ConfigError, match="tiles of 40000 px"):
-        fit_memory(engine, 2 * 10**9, 40_000)
+        fit_memory(engine, 2 * 10**9, TilingOptions(40_000))
+    many = fit_memory(engine, 2 * 10**9, TilingOptions(batch_size=1000))
+    assert many.batch_size == 1000
+    assert many.tile_px is not None
+    assert many.tile_px < ample.tile_px
     assert autoreg("segment", pieces[0], "-m", model, "-o", tmp_path / "limited", "--max-memory", "2 GB").returncode == 0
     assert autoreg("segment", pieces[0], "-m", model, "-o", tmp_path / "free").returncode == 0
     labels = []
@@ -141,6 +157,15 @@ def test_tiles_fit_into_memory_and_the_labels_stay(model: Path, pieces: list[Pat
         with rasterio.open(tmp_path / name / "a.tif") as dataset:
             labels.append(dataset.read(1))
     np.testing.assert_array_equal(*labels)
+
+
+def test_the_process_stays_below_its_limit_with_batches(model: Path, tmp_path: Path) -> None:
+    source = save_raster(tmp_path / "large.tif", noise(2, 2100, 2600), tiled=True, blockxsize=512, blockysize=512)
+    command = ["segment", source, "-m", model, "-o", tmp_path / "out", "--overwrite", "--device", "cpu", "--batch-size", 16]
+    limit_mb = int(0.9 * 1024 * autoreg(*command).peak_kib / 1e6)
+    limited = autoreg(*command, "--max-memory", f"{limit_mb}MB")
+    assert limited.returncode == 0, limited.stderr
+    assert limited.peak_kib * 1024 <= limit_mb * 10**6
 
 
 def test_the_disk_is_looked_at_before_the_work(tmp_path: Path) -> None:

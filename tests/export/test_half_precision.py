@@ -1,5 +1,6 @@
 """What float16 and bfloat16 have to hold."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from autoreg.export import export_onnx
 from autoreg.export.precision import FP16_LIMIT, find_largest_activation
 from autoreg.export.strip import strip
-from autoreg.network.checkpoint import load_checkpoint
+from autoreg.network.checkpoint import load_checkpoint, save_checkpoint
 from autoreg.runtime.engine import load_engine
 from conftest import save_random_checkpoint
 
@@ -83,9 +84,24 @@ def test_bfloat16_is_what_the_engines_that_have_it_compute_in(tmp_path: Path, mo
     here = "BF16" in pytest.importorskip("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for has_bf16 in {here, False}:
         monkeypatch.setattr("autoreg.runtime.engines.openvino._has_bf16", lambda _core, found=has_bf16: found)
-        difference = np.abs(load_engine(half, device="openvino").predict(images).logits - exact).max() / np.abs(exact).max()
+        engine = load_engine(half, device="openvino")
+        assert engine.device.endswith(" on the CPU in bfloat16" if has_bf16 else " on the CPU")
+        difference = np.abs(engine.predict(images).logits - exact).max() / np.abs(exact).max()
         assert difference < 0.05
         assert (difference > 1e-4) == has_bf16
+
+
+def test_bfloat16_normalises_16_bit_imagery_in_float32(tmp_path: Path) -> None:
+    """As bfloat16, pixels around 10000 would be multiples of 64, which is more than their deviation."""
+    pytest.importorskip("openvino")
+    path = save_random_checkpoint(tmp_path / "c.pt", stride=2)
+    checkpoint = load_checkpoint(path)
+    weights = checkpoint.weights | {"mean": checkpoint.weights["mean"] + 10_000}
+    samples = checkpoint.samples + 10_000
+    save_checkpoint(dataclasses.replace(checkpoint, dtype="uint16", weights=weights, samples=samples), path, overwrite=True)
+    export_onnx(path, tmp_path / "half.onnx", precision="bf16")
+    exact, half = (load_engine(tmp_path / "half.onnx", device=name).predict(samples.numpy()) for name in ("cpu", "openvino"))
+    assert np.abs(half.logits - exact.logits).max() < 0.05 * np.abs(exact.logits).max()
 
 
 def test_raw_pixels_do_not_count_and_normalised_ones_do(tmp_path: Path) -> None:

@@ -221,6 +221,7 @@ def save_engine(path: Path, model: Path, **changes: Any) -> EngineFile:
         flavour="tensorrt",
         version="10.16.1.11",
         compute_capabilities=("8.9",),
+        gpu="NVIDIA L4",
         tile_shape=(96, 128),
         batch_size=4,
         uint8_input=spec.takes_uint8,

@@ -109,6 +109,8 @@ def test_an_engine_without_a_description_is_not_loaded(engine: Path) -> None:
         ({"flavour": "tensorrt_lean"}, "its library is 'tensorrt_lean', expected one of tensorrt, tensorrt_rtx"),
         ({"compute_capabilities": []}, "expected some such as 8.6"),
         ({"compute_capabilities": ["sm_86"]}, "expected some such as 8.6"),
+        ({"gpu": ""}, "its GPU is '', expected a name"),
+        ({"gpu": "a\nb"}, "expected a name"),
         ({"tile_shape": [64]}, "its tiles are (64,), expected two multiples of 4"),
         ({"tile_shape": [64, 66]}, "expected two multiples of 4"),
         ({"tile_shape": [64, -64]}, "expected two multiples of 4"),

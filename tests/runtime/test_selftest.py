@@ -3,22 +3,29 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
 
+from autoreg.calibration.calibrate import calibrate_model
 from autoreg.cli import cli
 from autoreg.errors import ConfigError, EngineError
 from autoreg.export import export_onnx
 from autoreg.runtime.devices import DEVICES, Device, check_device, find_gpus
+from autoreg.runtime.engine import load_engine
 from autoreg.runtime.measure.gpu_meter import GpuMeter
-from autoreg.runtime.measure.selftest import find_problems, run_selftest
+from autoreg.runtime.measure.selftest import find_problems, run_selftest, whole_px
+from autoreg.runtime.model_file import read_spec
 from autoreg.runtime.parity import Parity
-from autoreg.runtime.verify_tiling import TilingCheck
+from autoreg.runtime.sample_tiles import make_noise
+from autoreg.runtime.verify_tiling import TilingCheck, default_max_px
 from autoreg.spec import METADATA_KEY, ModelSpec
-from conftest import Models, noise, save_random_checkpoint, save_raster
+from conftest import Models, noise, save_raster
+from fake_cuda import driver
+from fake_machine import Machine, make_machine  # noqa: F401  # a fixture
 
 PARITY = Parity(1.0, 1.0, (1.0, 1.0), 0.0, 0.0, 100, 100)
 EXACT = TilingCheck(300, 1, True, 9, 1, 1.0, 1000, 0, 0, 0.0, 0.0)
@@ -54,6 +61,40 @@ def test_rasters_are_taken_if_they_are_given(models: Models, tmp_path: Path) -> 
     assert found.passed
 
 
+def test_tensorrt_is_tested_as_segment_runs_it(
+    machine: Machine, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a raster that is longer than a tile, though it has fewer pixels."""
+    launch = driver.cuGraphLaunch
+    launches: list[None] = []
+
+    def counted(*arguments: Any) -> Any:
+        launches.append(None)
+        return launch(*arguments)
+
+    raster = save_raster(tmp_path / "a.tif", noise(2, 200, 1200))
+    found = run_selftest([models(2, "uint8")], "tensorrt", rasters=[str(raster)], seconds=0.1)
+    assert (found.passed, len(found.models[0].tiling) > 0) == (True, True)
+    assert [options.tile_px for options in machine.built] == [None]
+    monkeypatch.setattr(driver, "cuGraphLaunch", counted)
+    assert run_selftest([models(2, "uint8")], "tensorrt", seconds=0.1).passed
+    assert len(launches) > 20, "what was measured did not run as a graph"
+
+
+def test_the_whole_pass_of_a_model_that_attends_fits_in_memory(models: Models) -> None:
+    spec = dataclasses.replace(read_spec(models(2, "uint8").read_bytes(), "model"), receptive_field_px=None, crop_px=64)
+    for device in ("cpu", "tensorrt"):
+        assert whole_px(spec, device) ** 2 <= default_max_px(spec)
+
+
+def test_noise_has_labels_enough_to_tell_engines_apart(trained: Path) -> None:
+    """On noise of single pixels, a network that has learned something gives nearly all of them one label."""
+    engine = load_engine(trained, device="cpu")
+    labels = engine.label(make_noise(engine.spec, tile_px=256, count=2).images)
+    shares = np.bincount(labels.ravel(), minlength=engine.spec.clusters) / labels.size
+    assert (shares > 0.05).sum() >= 3
+
+
 def test_no_model_and_no_device(models: Models) -> None:
     with pytest.raises(ConfigError, match=r"there is no model to test with; give one"):
         run_selftest([], "cpu")
@@ -68,6 +109,10 @@ def test_what_is_not_as_it_should_be_is_a_problem() -> None:
     assert words.startswith("99.8000 % of 100 labels equal")
     assert words.endswith("expected at least 99.9 % to be those of ONNX Runtime on the CPU")
     assert not list(find_problems("int8", dataclasses.replace(PARITY, agreement=0.998), [EXACT]))
+    between = dataclasses.replace(PARITY, agreement=0.98)  # as two libraries are that compute an INT8 model
+    assert list(find_problems("int8", between, [EXACT]))
+    assert not list(find_problems("int8", between, [EXACT], on_noise=True))
+    assert list(find_problems("fp32", between, [EXACT], on_noise=True))
     assert list(find_problems("fp32", dataclasses.replace(PARITY, max_probability_difference=float("nan")), [EXACT]))
 
 
@@ -107,15 +152,20 @@ def test_without_a_gpu_nothing_is_said_of_one() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", [device for device in DEVICES if device.gpu], ids=lambda device: device.name)
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_gpu_says_what_the_processor_says(device: Device, precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_gpu_says_what_the_processor_says(
+    device: Device, precision: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     try:
         check_device(device)
     except (EngineError, ImportError):
         pytest.skip(f"the device {device.name} is not here")
-    path = save_random_checkpoint(tmp_path / "checkpoint.pt", stride=2)
-    export_onnx(path, tmp_path / "model.onnx", precision=precision)
-    found = run_selftest([tmp_path / "model.onnx"], device.name, seconds=2)
+    path, trained = tmp_path / "model.onnx", request.getfixturevalue("trained")  # not for who is skipped
+    if precision == "int8":
+        calibrate_model(trained, request.getfixturevalue("scenes"), path, tile_px=32, tiles=20)
+    else:
+        export_onnx(trained.with_name("checkpoint.pt"), path, precision=precision)
+    found = run_selftest([path], device.name, seconds=2)
     assert not found.models[0].problems
     assert found.models[0].busy is not None
     assert found.models[0].gpu_bytes

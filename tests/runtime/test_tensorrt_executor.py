@@ -278,6 +278,30 @@ def test_a_shape_that_tensorrt_does_not_take(bench: Bench) -> None:
     np.testing.assert_array_equal(engine.label(images(2, *TILE)), bench.expected(images(2, *TILE)))
 
 
+def test_a_profile_that_is_not_there(bench: Bench) -> None:
+    """TensorRT's bindings raise an error of theirs there, and nowhere else."""
+    tile = (BATCH, BANDS, *TILE)
+    engine = bench.load(profiles=[[tile, tile, tile]])
+    with pytest.raises(EngineError, match=r"could not switch to profile 1: .*there is no profile 1; build the engine again"):
+        engine.label(images(1, 32, 32))
+    np.testing.assert_array_equal(engine.label(images(2, *TILE)), bench.expected(images(2, *TILE)))
+
+
+def test_tensorrt_rtx_has_the_kernels_of_a_shape_before_they_are_recorded(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda, model = FakeCuda(), path.read_bytes()
+    cuda.install(monkeypatch)
+    with installed(compute_with_onnx_runtime(cuda), "tensorrt_rtx") as library:
+        engine = TensorRtEngine(*make_engine(model, read_spec(model, "model"), TILE, BATCH), library)
+        for _ in range(3):
+            np.testing.assert_array_equal(engine.label(images(2, *TILE)), _reference(model).label(images(2, *TILE)))
+        assert cuda.calls["cuGraphLaunch"] == 2
+        engine.close()
+        del engine
+        cuda.check()
+
+
 def test_an_engine_that_cannot_be_a_graph_runs_step_by_step(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     engine = bench.load(recordable=False)
     with caplog.at_level(logging.WARNING, "autoreg"):

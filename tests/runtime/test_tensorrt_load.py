@@ -5,21 +5,23 @@ On stand-ins for the library and the GPU; that the library really builds is in `
 
 import dataclasses
 import logging
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import autoreg.runtime.engines.tensorrt.build as building
-from autoreg.errors import ConfigError, EngineError, MissingDependencyError, ModelError, ParityError
+from autoreg.errors import ConfigError, EngineError, MissingDependencyError, ModelError, OutputError, ParityError
 from autoreg.naming.write import write_classes
 from autoreg.runtime.engine import load_engine
 from autoreg.runtime.engines.tensorrt import BuildOptions, build_engine, load_tensorrt, read_engine_file
 from autoreg.runtime.engines.tensorrt.engine_file import sidecar_path, write_engine
-from autoreg.runtime.engines.tensorrt.library import Library, find_library
+from autoreg.runtime.engines.tensorrt.library import TENSORRT, Library, find_library
 from autoreg.runtime.parity import Parity
-from autoreg.spec import MapClass
+from autoreg.spec import METADATA_KEY, MapClass, ModelSpec
 from conftest import Models, noise
 from fake_machine import CAPABILITY, Machine, make_machine  # noqa: F401  # a fixture
 from fake_tensorrt import VERSION
@@ -89,7 +91,7 @@ def test_what_fits_is_loaded_as_it_is(machine: Machine, model: Path, engine: Pat
 
 
 def test_one_that_is_not_there_is_built(machine: Machine, model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(EngineError, match=r"model\.engine is not there; build it again with autoreg build"):
+    with pytest.raises(EngineError, match=r"model\.engine is not there; build it with autoreg build --overwrite"):
         load_tensorrt(model, rebuild=False)
     load_tensorrt(model, batch_size=3)
     (options,) = machine.built
@@ -108,6 +110,7 @@ def test_one_that_is_not_there_is_built(machine: Machine, model: Path, caplog: p
             {"compute_capabilities": ("8.6", "8.9")},
             "was built for GPUs of compute capability 8.6, 8.9, and the one here has 9.0",
         ),
+        ({"gpu": "NVIDIA L40S"}, "was built on NVIDIA L40S, and the GPU here is Stand-in"),
         ({"flavour": "tensorrt_rtx", "version": "0.1"}, "was built by"),
     ],
 )
@@ -134,6 +137,7 @@ def test_one_of_another_machine_is_built_anew_as_it_was(
     assert problem in caplog.messages[0]
     found = read_engine_file(engine)
     assert (found.flavour, found.version, found.compute_capabilities) == ("tensorrt", VERSION, (CAPABILITY,))
+    assert found.gpu == machine.gpu
 
 
 def hide_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +175,23 @@ def test_names_of_classes_change_nothing_of_an_engine_and_another_model_does(
         load_tensorrt(model, rebuild=False)
     load_tensorrt(model)
     assert [(options.tile_px, options.tf32) for options in machine.built] == [(None, False)]
+
+
+def test_tiles_that_the_model_before_would_not_take(machine: Machine, model: Path, engine: Path) -> None:
+    describe(engine, spec=dataclasses.replace(read_engine_file(engine).spec, receptive_field_px=99), graph_digest="0" * 64)
+    load_tensorrt(model, tile_px=64)
+    assert [options.tile_px for options in machine.built] == [64]
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_model_of_the_same_graph_that_takes_other_images(machine: Machine, model: Path) -> None:
+    content = onnx.load(model)
+    (entry,) = (item for item in content.metadata_props if item.key == METADATA_KEY)
+    entry.value = dataclasses.replace(ModelSpec.from_json(entry.value), normalisation="scene").to_json()
+    onnx.save(content, model)
+    with pytest.raises(EngineError, match="was built from another model"):
+        load_tensorrt(model, rebuild=False)
+    assert machine.built == []
 
 
 def test_an_engine_alone_runs_and_is_not_built_anew_from_nothing(machine: Machine, model: Path, engine: Path) -> None:
@@ -234,7 +255,28 @@ def test_the_library_of_data_centres_builds_for_the_gpu_that_is_here(model: Path
     assert [path.name for path in model.parent.iterdir()] == ["model.onnx"]
 
 
-@pytest.mark.parametrize(("values", "sentence"), [({"batch_size": 0}, "batch size is 0"), ({"level": 6}, "level is 6")])
+def test_tiles_that_no_engine_may_have_are_refused_before_the_work(machine: Machine, model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the tiles have 65540 x 65540 px, expected at most 65536 a side"):
+        build_engine(model, model.with_suffix(".engine"), BuildOptions(tile_px=65540))
+    assert machine.built == []
+
+
+@pytest.mark.usefixtures("machine")
+def test_an_engine_has_a_name_by_which_it_is_known(model: Path) -> None:
+    with pytest.raises(OutputError, match=r"model\.plan is no name of an engine, expected one that ends in \.engine"):
+        build_engine(model, model.with_suffix(".plan"), TILE)
+    with pytest.raises(OutputError, match=r"model\.onnx is no name of an engine"):
+        build_engine(model, model, TILE, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"batch_size": 0}, "batch size is 0"),
+        ({"batch_size": 65537}, "batch size is 65537, expected 1 to 65536"),
+        ({"level": 6}, "level is 6"),
+    ],
+)
 def test_options_out_of_range_are_refused(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         BuildOptions(**values)
@@ -246,6 +288,16 @@ def test_debugging_shows_what_the_library_says(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.DEBUG, logger="autoreg"):
         library.logger.log(library.trt.ILogger.INFO, "hello")
     assert caplog.messages == ["tensorrt: hello"]
+
+
+def test_calls_that_fail_at_once_share_what_the_library_says() -> None:
+    class Contended(deque[str]):
+        def __len__(self) -> int:
+            """As it was before another thread took one."""
+            return super().__len__() + 1
+
+    library = Library(TENSORRT, None, VERSION, None, Contended(["first", "second"]))
+    assert library.take_errors() == "first; second"
 
 
 def test_what_is_no_library_is_refused() -> None:

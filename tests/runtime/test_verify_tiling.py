@@ -183,6 +183,14 @@ def test_pieces_reach_from_corner_to_corner(
         assert along.max() == 1 or along.min() > 0  # an overlap only where there is no gap
 
 
+def test_a_long_raster_is_cut_for_an_engine_that_takes_no_longer_images(random_engine: Engine) -> None:
+    options = {"tile_px": 80, "max_px": 40_000}
+    assert plan_pieces(random_engine.spec, 100, 300, **options) == [Window(0, 0, 100, 300)]
+    pieces = plan_pieces(random_engine.spec, 100, 300, **options, max_side_px=200)
+    assert len(pieces) > 1
+    assert max(max(piece[2:]) for piece in pieces) <= 200
+
+
 @pytest.mark.parametrize(("height", "width"), [(333, 257), (150, 700), (90, 1000)])
 def test_a_large_raster_is_checked_on_pieces(random_engine: Engine, height: int, width: int, tmp_path: Path) -> None:
     source = save_raster(tmp_path / "source.tif", noise(2, height, width))
@@ -284,6 +292,13 @@ def test_the_command_fails_for_a_model_that_promises_too_small_a_field(
     failed = autoreg("verify-tiling", tmp_path / "lying.onnx", scenes[0], "--tile-px", 32, "--json")
     assert failed.returncode == 1
     assert all(json.loads(line)["differing"] > 0 for line in failed.stdout.splitlines())
+
+
+def test_it_proves_the_engine_that_is_asked_for(model: Path, scenes: list[Path]) -> None:
+    pytest.importorskip("openvino")
+    proven = autoreg("verify-tiling", model, scenes[0], "--tile-px", 64, "--device", "openvino")
+    assert (proven.returncode, proven.stderr) == (0, "")
+    assert "equal: tiled labels are those of one pass" in proven.stdout
 
 
 def test_mistakes_get_one_sentence(model: Path, scenes: list[Path], tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Decide which layers compute in INT8, so that labels stay what the float32 model says, with no truth needed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,8 @@ from autoreg.runtime.engine import Engine, Prediction
 
 _RANKING_TILES = 8
 
-Build = Callable[[Sequence[Layer]], Engine]
-"""From the layers that compute in INT8 to an engine that runs such a model."""
+Build = Callable[[Sequence[Layer]], Iterator[Engine]]
+"""From the layers that compute in INT8 to engines that run such a model, each in a form of its own."""
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is in all."""
 
@@ -72,7 +72,7 @@ def choose_layers(
     Args:
         reference: runs the float32 model.
         layers: that could compute in INT8, at least one.
-        build: makes a candidate.
+        build: makes a candidate, in all forms that the budget has to hold in.
         calibration: the tiles that the ranges were measured on; the layers are compared on eight of them.
         held_out: the tiles that the budget is checked on.
         min_agreement: the budget: share of labels, 0..1, that have to stay equal.
@@ -84,7 +84,7 @@ def choose_layers(
     labels = [reference.label(image) for image, _ in held_out]
 
     def measure(quantised: Sequence[Layer]) -> tuple[float, int]:
-        return _agreement(build(quantised), labels, held_out)
+        return min(_agreement(candidate, labels, held_out) for candidate in build(quantised))
 
     agreement, pixels = measure(layers)
     if agreement >= min_agreement:
@@ -138,7 +138,7 @@ def _rank(
     exact = [reference.predict(image) for image, _ in samples]
     found: list[tuple[float, float]] = []
     for layer in layers:
-        candidate = build([layer])
+        candidate = next(build([layer]))
         said = [candidate.predict(image) for image, _ in samples]
         agreement, _ = _equal(exact, said, [valid for _, valid in samples])
         error = np.mean([np.abs(one.logits - other.logits).mean() for one, other in zip(exact, said, strict=True)])

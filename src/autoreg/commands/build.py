@@ -68,8 +68,9 @@ def build(
 ) -> None:
     """Compile a model for a GPU: TensorRT's engine, and beside it FILE.json, which says what it is.
 
-    It computes in the precision of MODEL, and is fastest on tiles of the size and number that it is built for. It runs on
-    GPUs of that compute capability, with that version of the library: elsewhere, segment builds another one from MODEL.
+    It computes in the precision of MODEL, and is fastest on tiles of the size and number that it is built for. It runs with
+    that version of the library, on GPUs of that model, or, with tensorrt_rtx, of those compute capabilities: elsewhere,
+    segment builds another one from MODEL.
 
     If such a GPU is here, the labels are compared with those of ONNX Runtime on the CPU, and an engine that differs is not
     written. An engine is code: run none that comes from somebody whose programs you would not run.
@@ -91,6 +92,7 @@ def _as_dict(built: "EngineFile", target: Path) -> dict[str, object]:
         "library": built.flavour,
         "version": built.version,
         "compute_capabilities": built.compute_capabilities,
+        "gpu": built.gpu,
         "precision": built.spec.precision,
         "tile_shape": built.tile_shape,
         "batch_size": built.batch_size,
@@ -112,5 +114,5 @@ def _describe(built: "EngineFile", target: Path, model: Path) -> str:
     return (
         f"{target}: {built.spec.precision}, {size}, {built.flavour} {built.version} for compute capability {capabilities}, "
         f"{built.batch_size} x {height} x {width} px\n{proven}\n"
-        f"next: autoreg segment -m {model} --device tensorrt TILES..."
+        f"next: autoreg segment -m {model if target == model.with_suffix('.engine') else target} --device tensorrt TILES..."
     )

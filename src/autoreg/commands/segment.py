@@ -1,6 +1,5 @@
 """``autoreg segment``."""
 
-import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -115,7 +114,7 @@ def segment(
         make_folder(vector.parent)
         check_output(vector, overwrite=overwrite or resume)
     if max_memory is not None:
-        options = dataclasses.replace(fit_memory(engine, max_memory, options.tile_px), batch_size=options.batch_size)
+        options = fit_memory(engine, max_memory, options, outputs)
     job = _Job(engine, outputs, options, overwrite, resume, quicklook, as_json, quiet)
     with Rasters(tiles, bands=len(engine.spec.bands)) as rasters:
         done = job.run(rasters, targets, whole=mosaic is not None)

@@ -32,7 +32,7 @@ DIFFERENT = 1
 @click.option(
     "--min-agreement",
     type=click.FloatRange(0, 1),
-    help="Least share of equal labels. By default 0.999, and 0.99 if one of the two is int8.",
+    help="Least share of equal labels. By default 0.999, and 0.99 if one of the two is int8 or bf16.",
 )
 @click.option("--picture", type=PATH, metavar="FILE.png", help="Draw the worst tile: image, labels of both, difference.")
 @device_option

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autoreg.commands.options import PATH, as_json_option, command
+from autoreg.commands.options import PATH, as_json_option, command, device_option
 
 if TYPE_CHECKING:
     from autoreg.runtime.verify_tiling import TilingCheck
@@ -31,8 +31,11 @@ DIFFERENT = 1
     help="Most pixels of one pass; a larger raster is checked on pieces. By default 4194304 (16384 cells for a model that "
     "looks at the whole tile), 1 or 2 GB for networks up to the size base; larger networks need more memory.",
 )
+@device_option
 @as_json_option
-def verify_tiling(model: Path, raster: str, tiles_px: tuple[int, ...], max_px: int | None, as_json: bool) -> None:
+def verify_tiling(
+    model: Path, raster: str, tiles_px: tuple[int, ...], max_px: int | None, device: str, as_json: bool
+) -> None:
     """Prove on RASTER that tiled labels are those of one pass over the whole.
 
     For each tile size, with one tile and with two per call of the engine, the labels that MODEL gives tile by tile are
@@ -47,7 +50,7 @@ def verify_tiling(model: Path, raster: str, tiles_px: tuple[int, ...], max_px: i
     from autoreg.runtime.verify_tiling import verify_tiling as verify
 
     checks = []
-    for check in verify(load_engine(model), raster, tiles_px=tiles_px, max_px=max_px):
+    for check in verify(load_engine(model, device=device), raster, tiles_px=tiles_px, max_px=max_px):
         click.echo(json.dumps(dataclasses.asdict(check)) if as_json else _describe(check))
         checks.append(check)
     if not as_json:

@@ -132,6 +132,21 @@ def journal_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.journal")
 
 
+def remove_journal(path: Path, digest: bytes) -> None:
+    """Remove what is left of a job whose maps are whole: its process was killed after the last of them had appeared.
+
+    Args:
+        path: of the map.
+        digest: of the job; the journal of another one stays, and so does one that is being written.
+    """
+    place, head = journal_path(path), _MAGIC + digest
+    with suppress(OSError, OutputError):
+        if place.exists():
+            with _locked(path, place) as file:
+                if _read(file, len(head)) == head:
+                    place.unlink()
+
+
 @contextmanager
 def open_journal(
     path: Path, digest: bytes, shapes: Sequence[tuple[int, int, int]], *, overwrite: bool, resume: bool

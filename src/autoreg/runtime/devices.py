@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
+from uuid import UUID
 
 from autoreg.errors import ConfigError, EngineError, MissingDependencyError
 from autoreg.optional import require
@@ -19,6 +20,7 @@ _GPU_LANES = 2
 """On each GPU: one is computed while another is copied to it or back."""
 _CAPABILITY_ATTRIBUTES = 75, 76
 """Major and minor number, in the driver's CUdevice_attribute."""
+_UUID_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,16 @@ def find_compute_capabilities() -> tuple[str, ...]:
         return ".".join(str(part.value) for part in parts)
 
     return _ask_gpus(capability_of)
+
+
+def find_uuids() -> tuple[str, ...]:
+    """The UUID of each of ``find_gpus``: what CUDA lists as the first need not be the first for other libraries."""
+
+    def uuid_of(driver: ctypes.CDLL, device: ctypes.c_int) -> str | None:
+        raw = ctypes.create_string_buffer(_UUID_BYTES)
+        return None if driver.cuDeviceGetUuid(raw, device) else str(UUID(bytes=raw.raw))
+
+    return _ask_gpus(uuid_of)
 
 
 def _ask_gpus(ask: Callable[[ctypes.CDLL, ctypes.c_int], str | None]) -> tuple[str, ...]:

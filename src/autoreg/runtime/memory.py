@@ -1,14 +1,17 @@
 """Tiles that fit into a given amount of memory."""
 
+import dataclasses
 import resource
 import sys
 
 import numpy as np
 
 from autoreg.errors import ConfigError
+from autoreg.raster.cog import BLOCK_PX
 from autoreg.raster.tiling import CORE_PX, round_up
 from autoreg.runtime.engine import Engine
 from autoreg.runtime.images import to_image
+from autoreg.runtime.pipeline import Outputs
 from autoreg.runtime.segment import TilingOptions
 
 _MEASURED_PX = 256
@@ -16,31 +19,40 @@ _MEASURED_PX = 256
 _MARGIN = 1.3
 _WAITING_TILES = 8
 """Tiles that have been read, or answered, and wait; a further one for each lane."""
+_BEGUN_BLOCKS = 13
+"""Of each band of the maps: those along a strip of tiles that wait for pixels, of the overviews, too."""
+_PROBABILITY_BYTES = 5 * 4
+"""Of a cluster and pixel: arrays of float32 between the logits and the maps."""
 _REST_BYTES = 64 * 2**20
-"""Blocks that wait for their pixels, and libraries that are loaded later."""
+"""Libraries that are loaded later, and the like."""
 _CACHE_SHARE = 0.2
 
 
-def fit_memory(engine: Engine, limit_bytes: int, tile_px: int | None) -> TilingOptions:
+def fit_memory(engine: Engine, limit_bytes: int, options: TilingOptions, outputs: Outputs | None = None) -> TilingOptions:
     """Choose tiles with which a process of this engine stays below ``limit_bytes``, on rasters of any size.
 
-    One tile is run to see what the engine needs for a pixel.
+    One tile is run to see what the engine needs for a pixel. Maps of the probabilities of many classes need more where a
+    raster stores rows whole, in proportion to its width.
 
     Args:
-        engine: that runs the tiles, one in each lane.
+        engine: that runs the tiles, a batch in each lane.
         limit_bytes: most resident memory of the process.
-        tile_px: side of the tiles, if it has been chosen; then only the rest is.
+        options: what has been chosen: the batch, and the side of the tiles unless it is None.
+        outputs: which maps are to be made besides the labels.
 
     Raises:
         ConfigError: no tile is small enough.
     """
-    spec = engine.spec
+    spec, tile_px, outputs = engine.spec, options.tile_px, outputs or Outputs()
     halo_px = round_up((spec.receptive_field_px or 0) // 2, spec.stride)
     measured = _side(_MEASURED_PX, halo_px, spec.stride)
     if tile_px is not None:  # an engine may take no larger ones
         measured = min(measured, max(tile_px // spec.stride, 1) * spec.stride)
-    per_pixel = _bytes_per_pixel(engine, measured)
-    fixed = _peak_bytes() + _REST_BYTES
+    per_pixel = options.batch_size * _bytes_per_pixel(engine, measured)
+    if outputs.need_logits or spec.receptive_field_px is None:
+        per_pixel += _PROBABILITY_BYTES * spec.clusters
+    bands = 1 + outputs.confidence + outputs.probabilities * len(spec.classes)
+    fixed = _peak_bytes() + _REST_BYTES + bands * _BEGUN_BLOCKS * BLOCK_PX**2
     if tile_px is not None:
         sides = [tile_px]
     elif spec.receptive_field_px is None:
@@ -51,7 +63,7 @@ def fit_memory(engine: Engine, limit_bytes: int, tile_px: int | None) -> TilingO
     for side in sides:
         needed = fixed + cache_bytes + int(per_pixel * side**2)
         if needed <= limit_bytes:
-            return TilingOptions(side, cache_bytes=cache_bytes)
+            return dataclasses.replace(options, tile_px=side, cache_bytes=cache_bytes)
     least = (fixed + per_pixel * sides[-1] ** 2) / (1 - _CACHE_SHARE)
     raise ConfigError(
         f"a limit of {limit_bytes / 1e6:.0f} MB is too low for this model with tiles of {sides[-1]} px, expected at least "

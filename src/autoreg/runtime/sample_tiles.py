@@ -18,6 +18,9 @@ from autoreg.spec import ModelSpec
 
 Item = TypeVar("Item")
 
+_NOISE_PX = 64, 16
+"""Sides of the squares that noise is made of, and not single pixels: nearly all of these get one label, and prove little."""
+
 _TRIED = 3
 """Windows that are read for each tile that is wanted, at most: some have no data."""
 _LEAST_DATA = 0.5
@@ -66,8 +69,17 @@ def read_tiles(paths: Sequence[str], spec: ModelSpec, *, tile_px: int, count: in
 
 
 def make_noise(spec: ModelSpec, *, tile_px: int, count: int) -> Tiles:
-    """Tiles of noise with the mean and the standard deviation of the model's bands; the same for the same model."""
-    noise = np.random.default_rng(0).standard_normal((count, len(spec.bands), tile_px, tile_px), np.float32)
+    """Tiles of noise with the mean and the standard deviation of the model's bands; the same for the same model.
+
+    It is made of squares, and the bands have half of it in common, as those of imagery do: so it has most of the labels.
+    """
+    rng, bands = np.random.default_rng(0), len(spec.bands)
+    noise = np.zeros((count, bands, tile_px, tile_px), np.float32)
+    for side in _NOISE_PX:
+        squares = -(-tile_px // side)
+        common, own = (rng.standard_normal((count, depth, squares, squares), np.float32) for depth in (1, bands))
+        noise += (common + own).repeat(side, axis=2).repeat(side, axis=3)[..., :tile_px, :tile_px]
+    noise /= math.sqrt(2 * len(_NOISE_PX))
     mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
     images: Images = noise * std + mean
     if spec.takes_uint8:

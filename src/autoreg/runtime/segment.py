@@ -222,6 +222,7 @@ def segment_part(
     """
     from autoreg.optional import require
     from autoreg.raster.imagery import cache_bytes
+    from autoreg.raster.journal import remove_journal
     from autoreg.raster.writer import write_maps
 
     spec, options, outputs = engine.spec, options or TilingOptions(), outputs or Outputs()
@@ -232,6 +233,7 @@ def segment_part(
     job = _job_digest(engine, part, plan, outputs)
     files = _map_files(spec, target, outputs)
     if resume and (finished := _finished(files, job, spec)):
+        remove_journal(target, job)
         return finished
     done, total = 0, part.region.height * part.region.width
     cache = cache_bytes(imagery, plan.tile_shape[0], plan.strip_px + plan.tile_shape[1])

@@ -99,7 +99,12 @@ class _Difference(NamedTuple):
 
 
 def verify_tiling(
-    engine: Engine, source: str | Path, *, tiles_px: tuple[int, ...] = (), max_px: int | None = None
+    engine: Engine,
+    source: str | Path,
+    *,
+    tiles_px: tuple[int, ...] = (),
+    max_px: int | None = None,
+    max_side_px: int | None = None,
 ) -> Iterator[TilingCheck]:
     """Compare the tiled labels of a raster with those of one pass, for some tile sizes and ``BATCH_SIZES``.
 
@@ -112,6 +117,7 @@ def verify_tiling(
         max_px: most pixels of a whole pass; a larger raster is checked on at most 3 x 3 pieces, spread evenly from corner to
             corner. So is any raster whose tiles would see far more pixels than that, as very small ones do. If None,
             ``default_max_px``.
+        max_side_px: likewise, most pixels of one of its sides, if the engine takes no larger images; any if None.
 
     Yields:
         For each tile size, one for each batch size.
@@ -128,7 +134,7 @@ def verify_tiling(
         check_fit(str(raster.path), raster, spec)
         # All of them before any work, which a wrong tile size would end.
         pieces_of = {
-            tile_px: plan_pieces(spec, height, width, tile_px=tile_px, max_px=max_px)
+            tile_px: plan_pieces(spec, height, width, tile_px=tile_px, max_px=max_px, max_side_px=max_side_px)
             for tile_px in tiles_px or default_tiles_px(spec, max_px)
         }
         read = scene_reader(spec, raster.read, height, width)
@@ -161,7 +167,9 @@ def default_tiles_px(spec: ModelSpec, max_px: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(halos_px + core_px for core_px in cores_px))
 
 
-def plan_pieces(spec: ModelSpec, height: int, width: int, *, tile_px: int, max_px: int) -> list[Window]:
+def plan_pieces(
+    spec: ModelSpec, height: int, width: int, *, tile_px: int, max_px: int, max_side_px: int | None = None
+) -> list[Window]:
     """The parts of a raster of ``height`` x ``width`` px to check: the whole if it is small, else pieces of one shape.
 
     There are at most 3 x 3 pieces, spread evenly; where there are more than one along an axis, the first begins and the last
@@ -173,12 +181,14 @@ def plan_pieces(spec: ModelSpec, height: int, width: int, *, tile_px: int, max_p
         width: of the raster, in pixels.
         tile_px: side of the tiles.
         max_px: most pixels of a piece.
+        max_side_px: of a larger raster, pieces are checked, too, however few pixels it has.
 
     Raises:
         ConfigError: ``tile_px`` leaves no core, or a piece that its tiles cut would have more than ``max_px`` pixels.
     """
     plan = TilingOptions(tile_px).plan(spec, height, width)
-    if height * width <= max_px and _count_tiles(plan) * (math.prod(plan.tile_shape) + _CALL_PX) <= _WHOLE_WORK * max_px:
+    fits = height * width <= max_px and (max_side_px is None or max(height, width) <= max_side_px)
+    if fits and _count_tiles(plan) * (math.prod(plan.tile_shape) + _CALL_PX) <= _WHOLE_WORK * max_px:
         return [Window(0, 0, height, width)]
     step_px = plan.core_px if isinstance(plan, Tiling) else plan.step_px
     side_px = max(step_px * math.isqrt(max_px // (tile_px**2 + _CALL_PX)), _least_piece_px(tile_px))

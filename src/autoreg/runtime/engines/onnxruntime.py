@@ -4,7 +4,6 @@ On a GPU, images of uint8 imagery are copied to it as they are, and memory there
 anything, and images may hold whatever float32 can.
 """
 
-import functools
 import hashlib
 from contextlib import redirect_stdout
 from io import StringIO
@@ -84,10 +83,13 @@ class OnnxRuntimeEngine:
         content = model if as_stored or provider != _CPU else to_unsigned(model)
         content = to_uint8_input(content) if self._takes_uint8 else content
         providers = [_CPU] if provider == _CPU else [(provider, {"device_id": str(gpu), **_CUDA_OPTIONS}), _CPU]
-        # Without fallback: else it goes on with the CPU after an error, and says so on stdout.
-        make = functools.partial(runtime.InferenceSession, content, options, providers=providers, enable_fallback=0)
+        # Calls that share a session on the CPU share its memory, and how much that grows to depends on how they meet.
+        sessions = lanes if provider == _CPU else 1
         try:
-            session = make()
+            # Without fallback: else it goes on with the CPU after an error, and says so on stdout.
+            session, *others = (
+                runtime.InferenceSession(content, options, providers=providers, enable_fallback=0) for _ in range(sessions)
+            )
         except Exception as error:  # the library's exceptions share no base but this one
             raise ModelError(
                 f"{name} is not an ONNX model that ONNX Runtime {runtime.__version__} can load ({_reason(error)}); "
@@ -98,9 +100,8 @@ class OnnxRuntimeEngine:
                 f"ONNX Runtime {runtime.__version__} cannot use its {provider} and would run {name} on the CPU, most often "
                 f"because libraries of CUDA or cuDNN are missing or of another version; install them, or use the device cpu"
             )
-        # Calls that share a session share its memory, and how much that grows to depends on how they happen to meet.
         self._sessions: Idle[Any] = Idle(
-            [session, *(make() for _ in range(lanes - 1))]
+            [session, *others]
             if provider == _CPU
             else [BoundSession(session, self.spec, device="cuda", gpu=gpu) for _ in range(lanes)]
         )

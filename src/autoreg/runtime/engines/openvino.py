@@ -38,6 +38,7 @@ class OpenVinoEngine:
         library = import_library("openvino")
         version = library.__version__.partition("-")[0]
         core = library.Core()
+        in_bf16 = self.spec.precision == "bf16" and _has_bf16(core)
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             # A stream is what a lane needs: one call at a time. The threads are those of all streams together.
@@ -46,7 +47,7 @@ class OpenVinoEngine:
             # Others read, write and train on the same cores.
             "ENABLE_CPU_PINNING": False,
             # Its default is bfloat16 where the processor has it; the precision is for the model file to say.
-            "INFERENCE_PRECISION_HINT": "bf16" if self.spec.precision == "bf16" and _has_bf16(core) else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if in_bf16 else "f32",
         }
         try:
             compiled = core.compile_model(core.read_model(model), "CPU", settings)
@@ -58,7 +59,7 @@ class OpenVinoEngine:
         self._idle: Idle[_Lane] = Idle(map(_Lane, requests))
         self.model_digest = hashlib.sha256(model).hexdigest()
         self.lanes = lanes
-        self.device = f"OpenVINO {version} on the CPU"
+        self.device = f"OpenVINO {version} on the CPU{' in bfloat16' if in_bf16 else ''}"
 
     def label(self, images: Images) -> Labels:
         """Labels of ``images``."""

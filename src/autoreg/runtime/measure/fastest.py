@@ -25,8 +25,13 @@ def fastest_known(model_digest: str) -> str | None:
     Args:
         model_digest: ``Engine.model_digest``.
     """
+    return known_here().get(model_digest)
+
+
+def known_here() -> Devices:
+    """The fastest device of each model that was measured on this machine, as it is now."""
     machines = _read()
-    return machines.get(describe_machine().key, {}).get(model_digest) if machines else None
+    return machines.get(describe_machine().key, {}) if machines else {}
 
 
 def remember_fastest(devices: Devices) -> None:

@@ -7,8 +7,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from autoreg.runtime.devices import find_uuids
+
 _SAMPLE_SECONDS = 0.05
-_UUID_BYTES = 16
 
 
 class _Utilization(ctypes.Structure):
@@ -56,11 +57,11 @@ class GpuMeter:
             self._library.nvmlShutdown()
 
     def _find(self) -> list[ctypes.c_void_p]:
-        """Those that CUDA shows to this process; what one lists as the first need not be the other's first."""
+        """Those that CUDA shows to this process."""
         if self._library.nvmlInit_v2():
             return []
         found = []
-        for uuid in _cuda_uuids():
+        for uuid in find_uuids():
             device = ctypes.c_void_p()
             if self._library.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode(), ctypes.byref(device)):
                 return []
@@ -81,18 +82,3 @@ class GpuMeter:
             if self._library.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) == 0:
                 used += memory.used
         return used
-
-
-def _cuda_uuids() -> list[str]:
-    """Of the GPUs that the driver lets this process use, as NVML writes them."""
-    driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return []
-    found = []
-    for ordinal in range(count.value):
-        device, raw = ctypes.c_int(), ctypes.create_string_buffer(_UUID_BYTES)
-        if driver.cuDeviceGet(ctypes.byref(device), ordinal) or driver.cuDeviceGetUuid(raw, device):
-            return []
-        text = raw.raw.hex()
-        found.append("-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:])))
-    return found

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,13 +41,19 @@ class Machine:
 
 def describe_machine() -> Machine:
     """The machine that this process runs on."""
+    versions = find_versions(_LIBRARIES)
+    return Machine(_processor(), count_cores(), find_gpus(), platform.system(), platform.python_version(), versions)
+
+
+def find_versions(libraries: Iterable[str]) -> dict[str, str]:
+    """Versions of those libraries that are installed, by name; none is imported."""
     versions = {}
-    for library in _LIBRARIES:
+    for library in libraries:
         try:
             versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return Machine(_processor(), count_cores(), find_gpus(), platform.system(), platform.python_version(), versions)
+    return versions
 
 
 def _processor() -> str:

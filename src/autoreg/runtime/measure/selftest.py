@@ -5,6 +5,7 @@ pass, and a raster is segmented from file to map for some seconds.
 """
 
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,19 +18,18 @@ import numpy as np
 
 from autoreg.errors import ConfigError
 from autoreg.optional import require
-from autoreg.raster.tiling import round_up
-from autoreg.runtime.devices import choose_device, count_lanes
+from autoreg.runtime.devices import TENSORRT, choose_device, count_lanes
 from autoreg.runtime.engine import Engine, load_engine
 from autoreg.runtime.measure.gpu_meter import GpuMeter
 from autoreg.runtime.measure.growth import Growth
 from autoreg.runtime.measure.machine import Machine, describe_machine
 from autoreg.runtime.measure.turns import Runner
 from autoreg.runtime.model_file import read_model, read_spec
-from autoreg.runtime.parity import LEAST_AGREEMENT, Parity, compare_engines
+from autoreg.runtime.parity import LEAST_AGREEMENT, NOISE_AGREEMENT, Parity, compare_engines
 from autoreg.runtime.sample_tiles import make_noise, read_tiles
-from autoreg.runtime.segment import TilingOptions, segment_raster
+from autoreg.runtime.segment import segment_raster
 from autoreg.runtime.verify import raster_tiles
-from autoreg.runtime.verify_tiling import TilingCheck, default_tiles_px, verify_tiling
+from autoreg.runtime.verify_tiling import TilingCheck, default_max_px, default_tiles_px, verify_tiling
 from autoreg.spec import ModelSpec
 
 _REFERENCE = "cpu"
@@ -37,7 +37,7 @@ _ROUNDING = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 1e-1, "int8": 1e-1}
 """Of a logit, by precision: kernels for tiles of another size may sum in another order, so where two logits are closer than
 this times the largest, either label is right."""
 _WHOLE_PX = 1024
-"""Side of the whole pass that tiles are compared with, and of the tiles of an engine that is built for it."""
+"""Most pixels of a side of the whole pass that tiles are compared with."""
 _NOISE_PX = 2048
 _COMPARED_TILES = 16
 _ALONE_TILES = 8
@@ -140,11 +140,14 @@ def run_selftest(
             noise = Path(folder) / "noise.tif"
             if not rasters:
                 _write_noise(noise, spec)
-            tested.append(_test(model, spec, name, list(rasters) or [str(noise)], seconds, progress or (lambda _text: None)))
+            shown, report = list(rasters) or [str(noise)], progress or (lambda _text: None)
+            tested.append(_test(model, spec, name, shown, seconds, report, on_noise=not rasters))
     return Selftest(describe_machine(), name, tuple(rasters), tuple(tested))
 
 
-def _test(model: Path, spec: ModelSpec, device: str, rasters: list[str], seconds: float, progress: Progress) -> Tested:
+def _test(
+    model: Path, spec: ModelSpec, device: str, rasters: list[str], seconds: float, progress: Progress, *, on_noise: bool
+) -> Tested:
     with tempfile.TemporaryDirectory(prefix="autoreg-") as name, GpuMeter() as whole, Growth() as growth:
         folder = Path(name)
         progress(f"{model}: loading")
@@ -156,7 +159,7 @@ def _test(model: Path, spec: ModelSpec, device: str, rasters: list[str], seconds
         tiles = raster_tiles(rasters, reference.spec, engine.spec)
         parity = compare_engines(reference, engine, islice(tiles, _COMPARED_TILES)).parity
         progress(f"{model}: comparing tiles with one pass")
-        tiling = tuple(_check_tiling(engine, rasters[0]))
+        tiling = tuple(_check_tiling(engine, rasters[0], whole_px(spec, device)))
         progress(f"{model}: measuring")
         alone = _measure_alone(engine, rasters, _ALONE_SHARE * seconds)
         with GpuMeter() as meter:
@@ -173,13 +176,13 @@ def _test(model: Path, spec: ModelSpec, device: str, rasters: list[str], seconds
         busy=meter.busy,
         gpu_bytes=whole.grown_bytes,
         memory_bytes=growth.bytes,
-        problems=tuple(find_problems(spec.precision, parity, tiling)),
+        problems=tuple(find_problems(spec.precision, parity, tiling, on_noise=on_noise)),
     )
 
 
-def find_problems(precision: str, parity: Parity, tiling: Sequence[TilingCheck]) -> Iterator[str]:
+def find_problems(precision: str, parity: Parity, tiling: Sequence[TilingCheck], *, on_noise: bool = False) -> Iterator[str]:
     """What is not as it should be, a sentence each."""
-    least = LEAST_AGREEMENT[precision]
+    least = (NOISE_AGREEMENT if on_noise else LEAST_AGREEMENT)[precision]
     if not parity.reaches(least):
         yield f"{parity}, expected at least {100 * least:.1f} % to be those of ONNX Runtime on the CPU"
     for check in tiling:
@@ -192,26 +195,36 @@ def find_problems(precision: str, parity: Parity, tiling: Sequence[TilingCheck])
 
 
 def _load(model: Path, device: str, folder: Path) -> Engine:
-    """An engine that takes a whole pass; of TensorRT it is built in ``folder``."""
+    """The engine that ``segment`` would run; of TensorRT it is built in ``folder``."""
     lanes = count_lanes(choose_device(device))
-    if device != "tensorrt":
+    if device != TENSORRT:
         return load_engine(model, device=device, lanes=lanes)
-    from autoreg.runtime.engines.tensorrt import BuildOptions, build_engine
+    from autoreg.runtime.engines.tensorrt import build_engine
 
     target = folder / "model.engine"
-    build_engine(model, target, BuildOptions(tile_px=_WHOLE_PX))
+    build_engine(model, target)
     return load_engine(target, device=device, lanes=lanes)
 
 
-def _check_tiling(engine: Engine, raster: str) -> Iterator[TilingCheck]:
-    side = round_up(_WHOLE_PX, engine.spec.stride)
+def _tile_px(spec: ModelSpec) -> int:
+    """Side of the tiles that ``segment`` takes."""
+    return default_tiles_px(spec, _WHOLE_PX**2)[0]
+
+
+def whole_px(spec: ModelSpec, device: str) -> int:
+    """Side of the whole pass: what there is memory for, or, with TensorRT, a tile, as its engine takes nothing larger."""
+    return _tile_px(spec) if device == TENSORRT else min(_WHOLE_PX, math.isqrt(default_max_px(spec)))
+
+
+def _check_tiling(engine: Engine, raster: str, side: int) -> Iterator[TilingCheck]:
     limit = side**2
     sides = tuple(tile_px for tile_px in default_tiles_px(engine.spec, limit) if 5 * tile_px // 4 <= side)
-    yield from verify_tiling(engine, raster, tiles_px=sides, max_px=limit)
+    if sides:
+        yield from verify_tiling(engine, raster, tiles_px=sides, max_px=limit, max_side_px=side)
 
 
 def _measure_alone(engine: Engine, rasters: list[str], seconds: float) -> float:
-    side = TilingOptions().plan(engine.spec, _WHOLE_PX, _WHOLE_PX).tile_shape[0]
+    side = _tile_px(engine.spec)
     tiles = read_tiles(rasters, engine.spec, tile_px=side, count=_ALONE_TILES)
     with Runner(engine, tiles.images, 1) as runner:
         runner.label()

@@ -5,16 +5,16 @@ import hashlib
 from pathlib import Path
 
 from autoreg import __version__
-from autoreg.errors import ConfigError, EngineError, ParityError
+from autoreg.errors import ConfigError, EngineError, OutputError, ParityError
 from autoreg.output import check_output
-from autoreg.runtime.devices import find_compute_capabilities, import_library
-from autoreg.runtime.engine import load_engine
+from autoreg.runtime.devices import find_compute_capabilities, find_gpus, import_library
+from autoreg.runtime.engine import ENGINE_SUFFIX, load_engine
 from autoreg.runtime.engines.tensorrt.compilation import BuildOptions, Progress, compile_model, known_capabilities
 from autoreg.runtime.engines.tensorrt.engine_file import EngineFile, sidecar_path, write_engine
 from autoreg.runtime.engines.tensorrt.executor import TensorRtEngine
 from autoreg.runtime.engines.tensorrt.library import TENSORRT, Library, find_library
 from autoreg.runtime.model_file import graph_digest, read_model, read_spec
-from autoreg.runtime.parity import LEAST_AGREEMENT, Parity, Tile, compare_engines
+from autoreg.runtime.parity import NOISE_AGREEMENT, Parity, Tile, compare_engines
 from autoreg.runtime.sample_tiles import make_noise
 from autoreg.runtime.uint8_input import to_uint8_input
 
@@ -45,12 +45,14 @@ def build_engine(
 
     Raises:
         ModelError: the file is no model.
-        OutputError: ``output`` exists or cannot be written.
+        OutputError: ``output`` exists, cannot be written, or is no name of an engine.
         ConfigError: an option is none of this library, or a tile leaves no core between its halos.
         MissingDependencyError: a library is not installed.
         EngineError: there is no GPU and none was named, or the library does not build the engine.
         ParityError: the engine does not say what the model says.
     """
+    if output.suffix != ENGINE_SUFFIX:
+        raise OutputError(f"{output} is no name of an engine, expected one that ends in {ENGINE_SUFFIX}; change it")
     content = read_model(model)
     spec = read_spec(content, str(model))
     library = find_library(flavour)
@@ -69,6 +71,7 @@ def build_engine(
         flavour=library.flavour.module,
         version=library.version,
         compute_capabilities=options.compute_capabilities,
+        gpu=find_gpus()[0] if library.flavour is TENSORRT else None,
         tile_shape=tile_shape,
         batch_size=options.batch_size,
         uint8_input=spec.takes_uint8,
@@ -138,7 +141,7 @@ def _prove(model: Path, plan: bytes, described: EngineFile, library: Library) ->
         parity = compare_engines(reference, engine, tiles).parity
     finally:
         engine.close()
-    least = LEAST_AGREEMENT[spec.precision]
+    least = NOISE_AGREEMENT[spec.precision]
     if not parity.reaches(least):
         raise ParityError(
             f"the engine that {library} built of {model} does not say what ONNX Runtime says on the CPU: {parity}; expected "

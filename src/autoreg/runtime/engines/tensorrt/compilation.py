@@ -12,6 +12,7 @@ from typing import Any
 
 from autoreg.errors import ConfigError, EngineError
 from autoreg.output import atomic_output
+from autoreg.runtime.engines.tensorrt.engine_file import MOST_BATCH, MOST_PX
 from autoreg.runtime.engines.tensorrt.library import RTX, Library, in_a_line
 from autoreg.runtime.segment import TilingOptions
 from autoreg.spec import ModelSpec
@@ -48,8 +49,8 @@ class BuildOptions:
     timing_cache: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"the batch size is {self.batch_size}, expected at least 1")
+        if not 1 <= self.batch_size <= MOST_BATCH:
+            raise ConfigError(f"the batch size is {self.batch_size}, expected 1 to {MOST_BATCH}")
         if self.level is not None and not 0 <= self.level <= _MOST_LEVEL:
             raise ConfigError(f"the level is {self.level}, expected 0 to {_MOST_LEVEL}")
 
@@ -57,9 +58,14 @@ class BuildOptions:
         """Height and width of the tiles that large rasters are cut into for a model.
 
         Raises:
-            ConfigError: a tile leaves no core between its halos.
+            ConfigError: a tile leaves no core between its halos, or is larger than any engine's.
         """
-        return TilingOptions(self.tile_px).plan(spec, _LARGE_PX, _LARGE_PX).tile_shape
+        shape = TilingOptions(self.tile_px).plan(spec, _LARGE_PX, _LARGE_PX).tile_shape
+        if max(shape) > MOST_PX:
+            raise ConfigError(
+                f"the tiles have {shape[0]} x {shape[1]} px, expected at most {MOST_PX} a side; use smaller ones"
+            )
+        return shape
 
 
 def compile_model(

@@ -22,7 +22,9 @@ LAYOUT = 1
 _LIMIT_BYTES = 8 * 2**20
 """Of a sidecar: nearly all of it is the spec, which has a limit of its own."""
 _DIGEST, _CAPABILITY = re.compile(r"[0-9a-f]{64}"), re.compile(r"\d{1,2}\.\d")
-_MOST_PX, _MOST_BATCH = 65536, 65536
+_MOST_LETTERS = 256
+MOST_PX, MOST_BATCH = 65536, 65536
+"""Of a side of a tile, and of tiles at once."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class EngineFile:
         flavour: the module of the library that built it, and alone runs it; one of ``FLAVOUR_NAMES``.
         version: of that library; no other one runs it.
         compute_capabilities: of the GPUs that it was built for, such as 8.6.
+        gpu: name of the GPU that it was measured on, and is for; None if it is for all of those capabilities.
         tile_shape: height and width of the tiles that it is fast on, halo included.
         batch_size: how many of them it takes at once.
         uint8_input: whether it takes the pixels as bytes.
@@ -50,6 +53,7 @@ class EngineFile:
     flavour: str
     version: str
     compute_capabilities: tuple[str, ...]
+    gpu: str | None
     tile_shape: tuple[int, int]
     batch_size: int
     uint8_input: bool
@@ -72,11 +76,13 @@ class EngineFile:
             return f"its library is {self.flavour[:40]!r}, expected one of {', '.join(FLAVOUR_NAMES)}"
         if not self.compute_capabilities or not all(map(_CAPABILITY.fullmatch, self.compute_capabilities)):
             return f"it is for the compute capabilities {self.compute_capabilities!s:.80}, expected some such as 8.6"
+        if self.gpu is not None and not (self.gpu.isprintable() and 0 < len(self.gpu) <= _MOST_LETTERS):
+            return f"its GPU is {self.gpu[:80]!r}, expected a name"
         sides = self.tile_shape
-        if len(sides) != 2 or not all(0 < side <= _MOST_PX and side % self.spec.stride == 0 for side in sides):
+        if len(sides) != 2 or not all(0 < side <= MOST_PX and side % self.spec.stride == 0 for side in sides):
             return f"its tiles are {sides!s:.80}, expected two multiples of {self.spec.stride}"
-        if not 1 <= self.batch_size <= _MOST_BATCH:
-            return f"its batch is {self.batch_size}, expected 1 to {_MOST_BATCH}"
+        if not 1 <= self.batch_size <= MOST_BATCH:
+            return f"its batch is {self.batch_size}, expected 1 to {MOST_BATCH}"
         if self.uint8_input and not self.spec.takes_uint8:
             return "it takes bytes, and its model does not"
         # A path could lead anywhere.

@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +60,10 @@ class Library:
 
     def take_errors(self) -> str:
         """What the library has complained of since this was last asked, in a line."""
-        said = [self._errors.popleft() for _ in range(len(self._errors))]
+        said = []
+        with suppress(IndexError):  # the last one may have been taken by another call that failed, too
+            while True:
+                said.append(self._errors.popleft())
         return in_a_line("; ".join(dict.fromkeys(said))) or "it gives no reason"
 
 

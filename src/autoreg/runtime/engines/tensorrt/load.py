@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from autoreg.errors import EngineError, MissingDependencyError
-from autoreg.runtime.devices import find_compute_capabilities
+from autoreg.runtime.devices import find_compute_capabilities, find_gpus
 from autoreg.runtime.engine import ENGINE_SUFFIX, Engine
 from autoreg.runtime.engines.tensorrt.build import build_engine
 from autoreg.runtime.engines.tensorrt.compilation import BuildOptions
@@ -16,6 +16,7 @@ from autoreg.runtime.engines.tensorrt.executor import TensorRtEngine
 from autoreg.runtime.engines.tensorrt.library import find_library
 from autoreg.runtime.model_file import graph_digest, read_model, read_spec
 from autoreg.runtime.several import load_on_gpus
+from autoreg.spec import ModelSpec
 
 _log = logging.getLogger("autoreg")
 
@@ -66,10 +67,10 @@ def _ensure(path: Path, *, rebuild: bool, tile_px: int | None, batch_size: int |
     known = read_engine_file(engine) if path == engine or engine.exists() else None
     content = None if path == engine else read_model(path)
     spec = None if content is None else read_spec(content, str(path))
-    problem: str | None = "is not there" if known is None else _misfit(known, content, tile_px, batch_size)
+    problem: str | None = "is not there" if known is None else _misfit(known, content, spec, tile_px, batch_size)
     if known is None or problem is not None:
         if not rebuild:
-            raise EngineError(f"{engine} {problem}; build it again with autoreg build")
+            raise EngineError(f"{engine} {problem}; build it with autoreg build --overwrite")
         model = path if known is None or path != engine else _find_source(engine, known, problem)
         _log.warning("%s %s, so it is built from %s, which takes a while", engine, problem, model)
         known = _rebuild(engine, model, known, tile_px, batch_size)
@@ -79,24 +80,34 @@ def _ensure(path: Path, *, rebuild: bool, tile_px: int | None, batch_size: int |
     return dataclasses.replace(known, spec=spec, model_digest=hashlib.sha256(content).hexdigest())
 
 
-def _misfit(known: EngineFile, content: bytes | None, tile_px: int | None, batch_size: int | None) -> str | None:
-    """Why an engine is not the one to run, as the end of a sentence; ``content`` is the model, if that is what was named."""
+def _misfit(
+    known: EngineFile, content: bytes | None, spec: ModelSpec | None, tile_px: int | None, batch_size: int | None
+) -> str | None:
+    """Why an engine is not the one to run, as the end of a sentence; ``content`` and ``spec`` are those of a model."""
     try:
         library = find_library(known.flavour)
     except MissingDependencyError:
         return f"was built by {known.flavour}, which is not installed here"
     capabilities, here = ", ".join(known.compute_capabilities), find_compute_capabilities()[:1]
-    shape = known.tile_shape if tile_px is None else BuildOptions(tile_px).tile_shape(known.spec)
-    batch = known.batch_size if batch_size is None else batch_size
     if library.version != known.version:
         return f"was built by {library.flavour.title} {known.version}, and {library.version} is installed here"
     if not set(here) <= set(known.compute_capabilities):
         return f"was built for GPUs of compute capability {capabilities}, and the one here has {here[0]}"
-    if content is not None and graph_digest(content) != known.graph_digest:
+    if known.gpu is not None and known.gpu not in find_gpus()[:1]:
+        return f"was built on {known.gpu}, and the GPU here is {', '.join(find_gpus()[:1])}"
+    if content is not None and spec is not None and not _is_of(known, content, spec):
         return "was built from another model"
+    shape = known.tile_shape if tile_px is None else BuildOptions(tile_px).tile_shape(known.spec)
+    batch = known.batch_size if batch_size is None else batch_size
     if (shape, batch) != (known.tile_shape, known.batch_size):
         return f"was built for {_describe(known.tile_shape, known.batch_size)}, and {_describe(shape, batch)} are wanted"
     return None
+
+
+def _is_of(known: EngineFile, content: bytes, spec: ModelSpec) -> bool:
+    """Whether an engine was built from the graph of a model, and takes the images that the spec promises."""
+    same = (known.spec.stride, known.spec.takes_uint8) == (spec.stride, spec.takes_uint8)
+    return same and graph_digest(content) == known.graph_digest
 
 
 def _describe(shape: tuple[int, int], batch_size: int) -> str:

@@ -13,7 +13,7 @@ from autoreg.errors import EngineError
 from autoreg.runtime.engine import Images
 from autoreg.runtime.engines.tensorrt.cuda import Gpu, Graph, Stream
 from autoreg.runtime.engines.tensorrt.engine_file import EngineFile
-from autoreg.runtime.engines.tensorrt.library import Library
+from autoreg.runtime.engines.tensorrt.library import RTX, Library
 from autoreg.runtime.images import to_uint8
 
 _log = logging.getLogger("autoreg")
@@ -119,7 +119,15 @@ class Loaded:
 
     def make_context(self) -> Any:
         """What keeps the state of one call at a time; None if there is not enough memory."""
-        return self._engine.create_execution_context()
+        trt = self._library.trt
+        if self._library.flavour is not RTX:
+            return self._engine.create_execution_context()
+        # By itself, it answers the first calls of a shape with other kernels, while it compiles those for the shape: then a
+        # label could depend on the moment, and a graph would keep what was only to bridge it.
+        runtime_config = self._engine.create_runtime_config()
+        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = eager
+        return self._engine.create_execution_context(runtime_config)
 
     def require(self, done: bool, what: str) -> None:
         """Raise what the library says if it could not do something.
@@ -159,8 +167,6 @@ class Slot:
         gpu.on_close(self._close)
         self._context = loaded.make_context()
         self._require(self._context is not None, "make a context to run in")
-        for name, address in self._addresses.items():
-            self._require(self._context.set_tensor_address(name, address), f"take the address of {name}")
 
     def run(self, images: NDArray[Any], outputs: tuple[str, ...]) -> list[NDArray[Any]]:
         """What the engine says of a batch or less, in arrays that are the caller's."""
@@ -189,8 +195,12 @@ class Slot:
     def _set_shapes(self, profile: int, shapes: Shapes) -> None:
         context = self._context
         if context.active_optimization_profile != profile:
-            switched = context.set_optimization_profile_async(profile, self._stream.handle)
-            self._require(switched, f"switch to profile {profile}")
+            try:
+                context.set_optimization_profile_async(profile, self._stream.handle)
+            except RuntimeError:  # where others answer False
+                self._require(False, f"switch to profile {profile}")
+        for name, address in self._addresses.items():  # nothing says that they outlast a switch of profiles
+            self._require(context.set_tensor_address(name, address), f"take the address of {name}")
         self._require(context.set_input_shape("image", shapes["image"]), f"take images of shape {shapes['image']}")
         for name in ("labels", "logits"):
             shape = tuple(context.get_tensor_shape(name))
