@@ -3,7 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from click.testing import CliRunner
 
+from autoreg import demo
+from autoreg.cli import cli
 from autoreg.demo import BANDS, COVERS, cluster_colours, compare_with_colours, make_scene, write_scene
 from autoreg.evaluation import confusion_matrix, score
 
@@ -37,3 +40,12 @@ def test_a_perfect_map_scores_one_and_is_drawn_like_the_truth(tmp_path: Path) ->
     assert pixels.shape == (3, 100, 4 * 80 + 3 * 8)
     np.testing.assert_array_equal(pixels[:, :, 88:168], pixels[:, :, -80:])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["picture.png", "scene.tif", "truth.tif"]
+
+
+def test_the_demo_calls_commands_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, after two steps of training; what it promises of a whole training is measured elsewhere."""
+    monkeypatch.setattr(demo, "SETTINGS", demo.SETTINGS.replace("steps = 400", "steps = 2"))
+    done = CliRunner().invoke(cli, ["demo", str(tmp_path), "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert "$ autoreg evaluate" in done.output
+    assert {"checkpoint.pt", "model.onnx", "out", "result.png"} <= {path.name for path in tmp_path.iterdir()}

@@ -57,7 +57,7 @@ def demo(context: click.Context, folder: Path, seed: int, overwrite: bool, quiet
         resume=False,
         quiet=quiet,
     )
-    run(export, f"export {checkpoint} -o {model}", checkpoint=checkpoint, output=model, fp16=False, backbone=None)
+    run(export, f"export {checkpoint} -o {model}", source=checkpoint, output=model)
     run(
         segment,
         f"segment {tile} -m {model} -o {class_map.parent}",
