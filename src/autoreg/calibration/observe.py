@@ -1,6 +1,5 @@
 """Run a model tile by tile and see how large its activations are, in memory that does not grow with the tiles."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,8 +10,8 @@ from numpy.typing import NDArray
 from autoreg.calibration.histogram import Histogram
 from autoreg.calibration.samples import Samples
 from autoreg.errors import ModelError
-from autoreg.optional import require
 from autoreg.raster.background import count_cores
+from autoreg.runtime.devices import import_library
 
 GROUP_BYTES = 256 * 2**20
 """Activations that are looked at together are at most this large, if none is larger alone."""
@@ -81,8 +80,7 @@ class _Look:
 
 def _session(model: onnx.ModelProto, names: Sequence[str]) -> Any:
     """A session whose outputs are the activations."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    runtime = require("onnxruntime")
+    runtime = import_library("onnxruntime")
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     del changed.graph.output[:]
