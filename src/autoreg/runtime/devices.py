@@ -141,6 +141,11 @@ def import_library(name: str) -> ModuleType:
         raise EngineError(f"{name} is installed but cannot be imported ({reason}); install it again") from error
 
 
+def in_a_line(said: object, most: int = 300) -> str:
+    """What a library says, such as its exception: printable, and of at most so many letters."""
+    return " ".join("".join(char if char.isprintable() else " " for char in str(said)).split())[:most]
+
+
 @contextmanager
 def _hidden(module: str) -> Iterator[None]:
     """Let an import find no such module: OpenVINO sends what it does through it, but goes without if it is not there."""

@@ -15,7 +15,7 @@ import numpy as np
 from autoreg.errors import EngineError, ModelError
 from autoreg.raster.background import count_cores
 from autoreg.runtime.bound_session import BoundSession
-from autoreg.runtime.devices import find_gpus, import_library
+from autoreg.runtime.devices import find_gpus, import_library, in_a_line
 from autoreg.runtime.engine import Images, Labels, Prediction, check_answer, check_images
 from autoreg.runtime.idle import Idle
 from autoreg.runtime.images import to_uint8
@@ -92,7 +92,7 @@ class OnnxRuntimeEngine:
             )
         except Exception as error:  # the library's exceptions share no base but this one
             raise ModelError(
-                f"{name} is not an ONNX model that ONNX Runtime {runtime.__version__} can load ({_reason(error)}); "
+                f"{name} is not an ONNX model that ONNX Runtime {runtime.__version__} can load ({in_a_line(error)}); "
                 f"export it again"
             ) from error
         if provider not in session.get_providers():
@@ -134,7 +134,7 @@ class OnnxRuntimeEngine:
             with self._sessions.take() as session:
                 return session.run(outputs, {"image": taken})
         except Exception as error:  # as above
-            raise EngineError(f"ONNX Runtime failed on input of shape {images.shape}: {_reason(error)}") from error
+            raise EngineError(f"ONNX Runtime failed on input of shape {images.shape}: {in_a_line(error)}") from error
 
 
 def _options(runtime: Any, threads: int) -> Any:
@@ -149,8 +149,3 @@ def _options(runtime: Any, threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(_FOLDED_BYTES))
     return options
-
-
-def _reason(error: Exception) -> str:
-    """What the library says, in a line."""
-    return " ".join("".join(char if char.isprintable() else " " for char in str(error)).split())[:300]

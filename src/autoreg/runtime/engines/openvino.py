@@ -9,7 +9,7 @@ import numpy as np
 
 from autoreg.errors import EngineError, ModelError
 from autoreg.raster.background import count_cores
-from autoreg.runtime.devices import import_library
+from autoreg.runtime.devices import import_library, in_a_line
 from autoreg.runtime.engine import Images, Labels, Prediction, check_answer, check_images
 from autoreg.runtime.idle import Idle
 from autoreg.runtime.model_file import read_spec
@@ -54,7 +54,7 @@ class OpenVinoEngine:
             requests = [compiled.create_infer_request() for _ in range(lanes)]
         except Exception as error:  # the library raises RuntimeError and more
             raise ModelError(
-                f"{name} is not an ONNX model that OpenVINO {version} can load ({_reason(error)}); export it again"
+                f"{name} is not an ONNX model that OpenVINO {version} can load ({in_a_line(error)}); export it again"
             ) from error
         self._idle: Idle[_Lane] = Idle(map(_Lane, requests))
         self.model_digest = hashlib.sha256(model).hexdigest()
@@ -83,7 +83,7 @@ class OpenVinoEngine:
             try:
                 lane.infer(images)
             except Exception as error:  # as above
-                raise EngineError(f"OpenVINO failed on input of shape {images.shape}: {_reason(error)}") from error
+                raise EngineError(f"OpenVINO failed on input of shape {images.shape}: {in_a_line(error)}") from error
             yield lane.request
 
 
@@ -106,8 +106,3 @@ class _Lane:
 def _has_bf16(core: Any) -> bool:
     """Whether the processor computes in bfloat16."""
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-def _reason(error: Exception) -> str:
-    """What the library says, in a line."""
-    return " ".join("".join(char if char.isprintable() else " " for char in str(error)).split())[:300]

@@ -12,8 +12,9 @@ from typing import Any
 
 from autoreg.errors import ConfigError, EngineError
 from autoreg.output import atomic_output
+from autoreg.runtime.devices import in_a_line
 from autoreg.runtime.engines.tensorrt.engine_file import MOST_BATCH, MOST_PX
-from autoreg.runtime.engines.tensorrt.library import RTX, Library, in_a_line
+from autoreg.runtime.engines.tensorrt.library import MOST_LETTERS, RTX, Library
 from autoreg.runtime.segment import TilingOptions
 from autoreg.spec import ModelSpec
 
@@ -168,7 +169,7 @@ def _parser_errors(parser: Any) -> str:
     for index in range(parser.num_errors):
         parser_error = parser.get_error(index)
         said.append(f"{parser_error.desc()} ({parser_error.node_operator()} {parser_error.node_name()!r})")
-    return in_a_line("; ".join(said))
+    return in_a_line("; ".join(said), MOST_LETTERS)
 
 
 def configure(builder: Any, options: BuildOptions, library: Library) -> Any:

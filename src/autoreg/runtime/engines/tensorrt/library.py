@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoreg.errors import ConfigError, MissingDependencyError
-from autoreg.runtime.devices import import_library
+from autoreg.runtime.devices import import_library, in_a_line
 
 _log = logging.getLogger("autoreg")
 
-_MOST_ERRORS, _MOST_LETTERS = 8, 600
+_MOST_ERRORS, MOST_LETTERS = 8, 600
 """Of what a library complains of: the latest are kept, and so much of them is quoted."""
 
 
@@ -64,7 +64,7 @@ class Library:
         with suppress(IndexError):  # the last one may have been taken by another call that failed, too
             while True:
                 said.append(self._errors.popleft())
-        return in_a_line("; ".join(dict.fromkeys(said))) or "it gives no reason"
+        return in_a_line("; ".join(dict.fromkeys(said)), MOST_LETTERS) or "it gives no reason"
 
 
 def find_library(name: str | None = None) -> Library:
@@ -120,8 +120,3 @@ def _make_logger(trt: Any, errors: deque[str]) -> Any:
             _log.debug("%s: %s", trt.__name__, message)
 
     return Logger()
-
-
-def in_a_line(text: str) -> str:
-    """What a library says, printable, and not longer than an error should be."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:_MOST_LETTERS]
