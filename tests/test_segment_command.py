@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +159,13 @@ def test_tiles_fit_into_memory_and_the_labels_stay(model: Path, pieces: list[Pat
         with rasterio.open(tmp_path / name / "a.tif") as dataset:
             labels.append(dataset.read(1))
     np.testing.assert_array_equal(*labels)
+
+
+def test_the_memory_of_the_process_that_starts_it_does_not_count(model: Path, pieces: list[Path], tmp_path: Path) -> None:
+    words = ["-m", "autoreg", "segment", pieces[0], "-m", model, "-o", tmp_path, "--device", "cpu", "--max-memory", "1GB"]
+    command = [sys.executable, *map(str, words)]
+    large = f"import subprocess; b'x' * 10**9; subprocess.run({command}, check=True)"
+    subprocess.run([sys.executable, "-c", large], check=True, capture_output=True)
 
 
 def test_the_process_stays_below_its_limit_with_batches(model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rio_cogeo.cogeo import cog_validate
 
-from autoreg.raster import cog
+from autoreg.raster import cog, waiting
 from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 from autoreg.raster.writer import MapFile, write_maps
@@ -72,13 +73,30 @@ def check(target: Path, labels: NDArray[np.uint8]) -> None:
     height=st.integers(1, 1700),
     width=st.integers(1, 1700),
     core_px=st.sampled_from((100, 512, 700)),
+    in_memory=st.sampled_from((0, 1, waiting.WAITING_BLOCKS)),
     seed=st.integers(0, 99),
 )
 def test_every_size_is_read_as_it_was_written(
-    tmp_path_factory: pytest.TempPathFactory, height: int, width: int, core_px: int, seed: int
+    tmp_path_factory: pytest.TempPathFactory, height: int, width: int, core_px: int, in_memory: int, seed: int
 ) -> None:
     labels = labels_of(height, width, seed)
-    check(write(tmp_path_factory.mktemp("cog"), labels, core_px), labels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waiting, "WAITING_BLOCKS", in_memory)
+        check(write(tmp_path_factory.mktemp("cog"), labels, core_px), labels)
+
+
+def test_memory_does_not_grow_with_the_width_of_rows_that_are_written_whole(tmp_path: Path) -> None:
+    peaks = []
+    for blocks in (16, 128):
+        labels = np.random.default_rng(0).integers(0, 8, (600, 512 * blocks), np.uint8)
+        write(tmp_path, labels, 256)  # makes the source, too
+        tracemalloc.start()
+        write(tmp_path, labels, 256)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        check(tmp_path / "map.tif", labels)
+        (tmp_path / "source.tif").unlink()
+    assert peaks[1] < 1.1 * peaks[0], peaks
 
 
 def test_a_file_of_more_than_4_gib_is_a_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

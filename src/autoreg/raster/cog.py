@@ -108,65 +108,6 @@ def expand(content: bytes, bands: int) -> Block:
     return np.frombuffer(block, np.uint8).reshape(BLOCK_PX, BLOCK_PX, bands)
 
 
-class Pyramid:
-    """A map and its overviews, each half of the one before, until one fits into a block. Use it from one thread at a time.
-
-    Overviews hold every second pixel of every second row: an average of two labels would be a third one. They are made while
-    blocks come in, from what is at hand, so nothing is left to do in the end. A block of an overview waits in memory for its
-    parts, which come soon if neighbours do.
-
-    Attributes:
-        levels: the full resolution, whose blocks are kept by others, and the overviews.
-    """
-
-    def __init__(self, full: Level, file: IO[bytes]) -> None:
-        """Begin with no blocks.
-
-        Args:
-            full: the full resolution.
-            file: where the blocks of the overviews go.
-        """
-        self.levels = [full]
-        # GDAL tells the factor of an overview from its width, so those of one column would be of no factor.
-        while self.levels[-1].width > 1 and max(self.levels[-1].height, self.levels[-1].width) > BLOCK_PX:
-            level = self.levels[-1]
-            self.levels.append(Level(-(-level.height // 2), -(-level.width // 2), level.bands, file))
-        self._begun: list[dict[tuple[int, int], tuple[Block, set[tuple[int, int]]]]] = [{} for _ in self.levels]
-
-    def add(self, row: int, col: int, block: Block | None) -> None:
-        """Take a block of the full resolution into the overviews; None if it is nodata."""
-        for index, level in enumerate(self.levels[1:], start=1):
-            place, part = (row // 2, col // 2), (row % 2, col % 2)
-            waiting = self._begun[index]
-            if place not in waiting:
-                waiting[place] = self._empty(level), self._parts(index, place)
-            half, missing = waiting[place]
-            missing.discard(part)
-            if block is not None:
-                side = BLOCK_PX // 2
-                down, right = part[0] * side, part[1] * side
-                half[down : down + side, right : right + side] = block[::2, ::2]
-            if missing:
-                return
-            del waiting[place]
-            content = compress(half)
-            level.put(*place, content)
-            row, col, block = *place, None if content is None else half
-
-    def _empty(self, level: Level) -> Block:
-        return np.full((BLOCK_PX, BLOCK_PX, level.bands), NODATA_LABEL, np.uint8)
-
-    def _parts(self, index: int, place: tuple[int, int]) -> set[tuple[int, int]]:
-        """The quarters of a block for which there are blocks in the level before."""
-        rows, cols = self.levels[index - 1].sizes.shape
-        return {
-            (down, right)
-            for down in (0, 1)
-            for right in (0, 1)
-            if 2 * place[0] + down < rows and 2 * place[1] + right < cols
-        }
-
-
 def write_cog(target: Path, template: bytes, levels: Sequence[Level]) -> None:
     """Write a map and its overviews.
 

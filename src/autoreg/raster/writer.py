@@ -17,11 +17,13 @@ from autoreg.errors import OutputError, RasterError
 from autoreg.optional import require
 from autoreg.output import atomic_output, check_output, check_space, remove_leftovers
 from autoreg.raster.area import row_areas_m2
-from autoreg.raster.cog import BLOCK_PX, Block, Pyramid, compress, write_cog
+from autoreg.raster.cog import BLOCK_PX, Block, compress, write_cog
 from autoreg.raster.imagery import Imagery
 from autoreg.raster.journal import Journal, open_journal
 from autoreg.raster.palette import Colour
+from autoreg.raster.pyramid import Pyramid
 from autoreg.raster.reader import georeference_optional, open_dataset
+from autoreg.raster.waiting import Place, WaitingBlocks
 from autoreg.raster.window import Window
 from autoreg.spec import NODATA_LABEL
 
@@ -92,9 +94,8 @@ class Totals:
 
 @dataclass
 class _Begun:
-    """A block of which pixels are missing."""
+    """What is known of a block of which pixels are missing."""
 
-    blocks: list[Block]
     missing: int
     tiling_dependent: float = 0.0
 
@@ -107,9 +108,10 @@ class MapWriter:
         pyramids: of each map.
     """
 
-    def __init__(self, journal: Journal, row_areas: NDArray[np.float64] | None, overviews: IO[bytes]) -> None:
+    def __init__(self, journal: Journal, row_areas: NDArray[np.float64] | None, scratch: IO[bytes]) -> None:
         self._journal = journal
-        self.pyramids = [Pyramid(level, overviews) for level in journal.levels]
+        self._waiting = WaitingBlocks(scratch, sum(level.bands for level in journal.levels))
+        self.pyramids = [Pyramid(number, level, scratch, self._waiting) for number, level in enumerate(journal.levels)]
         self._row_areas = row_areas
         self._begun: dict[tuple[int, int], _Begun] = {}
         self._lock = threading.Lock()
@@ -142,7 +144,7 @@ class MapWriter:
     def finish(self) -> None:
         """Write the blocks that have pixels missing."""
         for place, begun in list(self._begun.items()):
-            self._finish_block(place, begun)
+            self._finish_block(place, self._take_begun(*place), begun.tiling_dependent)
 
     def take(self, row: int, col: int, blocks: Sequence[Block | None], tiling_dependent: float) -> None:
         """Count the labels of a finished block, and take it into the overviews."""
@@ -180,22 +182,28 @@ class MapWriter:
         tiling_dependent: float,
     ) -> None:
         part = window.intersection(whole)
-        if place not in self._begun:
-            empty = [np.full((BLOCK_PX, BLOCK_PX, level.bands), NODATA_LABEL, np.uint8) for level in self._journal.levels]
-            self._begun[place] = _Begun(empty, whole.height * whole.width)
-        begun = self._begun[place]
+        begun = self._begun.setdefault(place, _Begun(whole.height * whole.width))
+        blocks = self._take_begun(*place)
         if parts is not None:
-            for block, pixels in zip(begun.blocks, parts, strict=True):
+            for block, pixels in zip(blocks, parts, strict=True):
                 block[part.within(whole).slices] = pixels[part.within(window).slices]
         share = part.height * part.width / (window.height * window.width)
         begun.tiling_dependent += share * tiling_dependent
         begun.missing -= part.height * part.width
         if begun.missing == 0:
-            self._finish_block(place, begun)
+            self._finish_block(place, blocks, begun.tiling_dependent)
+        else:
+            for number, block in enumerate(blocks):
+                self._waiting.put(Place(number, 0, *place), block)
 
-    def _finish_block(self, place: tuple[int, int], begun: _Begun) -> None:
+    def _take_begun(self, row: int, col: int) -> list[Block]:
+        """The block of each map, with what has been written of it."""
+        levels = enumerate(self._journal.levels)
+        return [self._waiting.take(Place(number, 0, row, col), level.bands) for number, level in levels]
+
+    def _finish_block(self, place: tuple[int, int], blocks: list[Block], tiling_dependent: float) -> None:
         del self._begun[place]
-        self._put(place, begun.blocks, begun.tiling_dependent)
+        self._put(place, blocks, tiling_dependent)
 
     def _put(self, place: tuple[int, int], blocks: Sequence[Block | None], tiling_dependent: float) -> None:
         contents = [None if block is None else compress(block) for block in blocks]
@@ -245,10 +253,10 @@ def write_maps(
         shapes = [(like.height, like.width, len(file.bands)) for file in files]
         with (
             open_journal(first, job, shapes, overwrite=overwrite, resume=resume) as (journal, begun),
-            tempfile.TemporaryFile(dir=first.parent) as overviews,
+            tempfile.TemporaryFile(dir=first.parent) as scratch,
         ):
             place = like.georeference
-            writer = MapWriter(journal, row_areas_m2(place.get("crs"), place.get("transform"), like.height), overviews)
+            writer = MapWriter(journal, row_areas_m2(place.get("crs"), place.get("transform"), like.height), scratch)
             if begun:
                 journal.replay(writer.take)
             yield writer

@@ -1,16 +1,16 @@
 """Tiles that fit into a given amount of memory."""
 
 import dataclasses
-import resource
-import sys
 
 import numpy as np
 
 from autoreg.errors import ConfigError
 from autoreg.raster.cog import BLOCK_PX
 from autoreg.raster.tiling import CORE_PX, round_up
+from autoreg.raster.waiting import WAITING_BLOCKS
 from autoreg.runtime.engine import Engine
 from autoreg.runtime.images import to_image
+from autoreg.runtime.measure.growth import peak_bytes
 from autoreg.runtime.pipeline import Outputs
 from autoreg.runtime.segment import TilingOptions
 
@@ -19,8 +19,6 @@ _MEASURED_PX = 256
 _MARGIN = 1.3
 _WAITING_TILES = 8
 """Tiles that have been read, or answered, and wait; a further one for each lane."""
-_BEGUN_BLOCKS = 13
-"""Of each band of the maps: those along a strip of tiles that wait for pixels, of the overviews, too."""
 _PROBABILITY_BYTES = 5 * 4
 """Of a cluster and pixel: arrays of float32 between the logits and the maps."""
 _REST_BYTES = 64 * 2**20
@@ -31,8 +29,7 @@ _CACHE_SHARE = 0.2
 def fit_memory(engine: Engine, limit_bytes: int, options: TilingOptions, outputs: Outputs | None = None) -> TilingOptions:
     """Choose tiles with which a process of this engine stays below ``limit_bytes``, on rasters of any size.
 
-    One tile is run to see what the engine needs for a pixel. Maps of the probabilities of many classes need more where a
-    raster stores rows whole, in proportion to its width.
+    One tile is run to see what the engine needs for a pixel.
 
     Args:
         engine: that runs the tiles, a batch in each lane.
@@ -52,7 +49,7 @@ def fit_memory(engine: Engine, limit_bytes: int, options: TilingOptions, outputs
     if outputs.need_logits or spec.receptive_field_px is None:
         per_pixel += _PROBABILITY_BYTES * spec.clusters
     bands = 1 + outputs.confidence + outputs.probabilities * len(spec.classes)
-    fixed = _peak_bytes() + _REST_BYTES + bands * _BEGUN_BLOCKS * BLOCK_PX**2
+    fixed = peak_bytes() + _REST_BYTES + bands * WAITING_BLOCKS * BLOCK_PX**2
     if tile_px is not None:
         sides = [tile_px]
     elif spec.receptive_field_px is None:
@@ -78,17 +75,11 @@ def _side(core_px: int, halo_px: int, stride: int) -> int:
 def _bytes_per_pixel(engine: Engine, side: int) -> float:
     """Of all tiles that are in memory at once: those that the engine runs, and those that wait."""
     spec = engine.spec
-    before = _peak_bytes()
+    before = peak_bytes()
     pixels = np.zeros((len(spec.bands), side, side), spec.dtype)
     image = to_image(pixels, np.ones((side, side), np.bool_), spec)
     engine.predict(image[None])
-    running = _MARGIN * (_peak_bytes() - before) / side**2
+    running = _MARGIN * (peak_bytes() - before) / side**2
     waiting = len(spec.bands) * (image.itemsize + pixels.itemsize) + 2
     logits = 4 * spec.clusters / spec.stride**2
     return engine.lanes * running + (_WAITING_TILES + engine.lanes) * (waiting + logits)
-
-
-def _peak_bytes() -> int:
-    """Most resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,5 +1,8 @@
 """How much memory a piece of work takes at its peak, by what Linux tells a process of itself."""
 
+import resource
+import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,6 +35,16 @@ class Growth:
         peak = None if self._before is None else _resident_bytes("VmHWM")
         if self._before is not None and peak is not None:
             self.bytes = max(peak - self._before, 0)
+
+
+def peak_bytes() -> int:
+    """Most resident memory of this process so far."""
+    with suppress(OSError):
+        # The usage would be that of the process that started this one, too, until then.
+        if (peak := _resident_bytes("VmHWM")) is not None:
+            return peak
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _resident_bytes(name: str) -> int | None:
