@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -137,6 +138,15 @@ def shorten_fits(patch: pytest.MonkeyPatch) -> None:
     """
     patch.setattr(features, "_CROPS", 64)
     patch.setattr(features, "_CELLS", 2**12)
+
+
+@pytest.fixture(autouse=True)
+def _log_level() -> Iterator[None]:
+    """``--quiet`` silences a process, and the commands of many tests run in one."""
+    log = logging.getLogger("autoreg")
+    level = log.level
+    yield
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)
