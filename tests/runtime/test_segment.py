@@ -1,4 +1,7 @@
 import functools
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from rio_cogeo.cogeo import cog_validate
 from autoreg import Engine, TilingOptions, load_engine, segment_array, segment_raster
 from autoreg.errors import OutputError, RasterError
 from autoreg.raster.tiling import round_up
+from autoreg.runtime.engine import Images, Labels, Prediction
 from conftest import noise, save_raster
 
 
@@ -135,3 +139,29 @@ def test_a_model_that_normalises_scenes_does_not_depend_on_the_tiling(scene_engi
         segment_raster(scene_engine, source, tmp_path / "map.tif", options=options, overwrite=True)
         with rasterio.open(tmp_path / "map.tif") as dataset:
             np.testing.assert_array_equal(dataset.read(1), expected)
+
+
+class InterruptedEngine:
+    """Another engine, until somebody presses Ctrl-C at its fifth call."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.spec, self.model_digest, self.device, self.lanes = engine.spec, engine.model_digest, engine.device, 2
+        self.calls = 0
+
+    def predict(self, images: Images) -> Prediction:
+        return self._engine.predict(images)
+
+    def label(self, images: Images) -> Labels:
+        self.calls += 1
+        if self.calls == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)  # long enough for an interruption to arrive in the meantime
+        return self._engine.label(images)
+
+
+def test_ctrl_c_ends_within_a_tile(random_engine: Engine) -> None:
+    engine = InterruptedEngine(random_engine)
+    with pytest.raises(KeyboardInterrupt):
+        segment_array(engine, large(), options=TilingOptions(tile_px=80))
+    assert 5 <= engine.calls <= 5 + engine.lanes, "only what had begun went on, in each lane"
