@@ -1,8 +1,9 @@
-"""A machine with a GPU and TensorRT, of stand-ins that compute what a model says: engines are built and run in it."""
+"""A machine with a GPU and TensorRT, of stand-ins that compute what a model says, and a model to build engines of in it."""
 
 import dataclasses
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,14 @@ class Machine:
         del name, library, progress
         self.built.append(options)
         return make_engine(model, spec, options.tile_shape(spec), options.batch_size, uint8_input=spec.takes_uint8)[0]
+
+
+@pytest.fixture(name="model")
+def copy_model(models: Models, tmp_path: Path) -> Path:
+    """An untrained model of two bands of bytes, alone in a folder: engines are built beside it."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(models(2, "uint8").read_bytes())
+    return path
 
 
 @pytest.fixture(name="machine")

@@ -93,6 +93,7 @@ def make_engine(
         engine_digest=hashlib.sha256(plan).hexdigest(),
         spec=spec,
         parity=None,
+        lane_bytes=None,
         autoreg_version=autoreg.__version__,
     )
     return plan, described
@@ -152,7 +153,7 @@ def _check(answer: tuple[Any, ...]) -> Any:
 
 
 def make_module(compute: Compute, name: str) -> ModuleType:
-    """The library, as far as an executor needs it."""
+    """The library, as far as an executor needs it, and what a builder is told."""
     rtx = name == "tensorrt_rtx"
 
     class DataType(Enum):
@@ -171,6 +172,28 @@ def make_module(compute: Compute, name: str) -> ModuleType:
         def log(self, severity: int, message: str) -> None:
             raise NotImplementedError
 
+    class BuilderFlag(Enum):
+        TF32 = 0
+
+    class IBuilderConfig:
+        max_aux_streams = -1
+
+        def __init__(self) -> None:
+            self._flags = {BuilderFlag.TF32}
+
+        def clear_flag(self, flag: BuilderFlag) -> None:
+            self._flags.discard(flag)
+
+        def get_flag(self, flag: BuilderFlag) -> bool:
+            return flag in self._flags
+
+    class Builder:
+        def __init__(self, logger: ILogger) -> None:
+            pass
+
+        def create_builder_config(self) -> IBuilderConfig:
+            return IBuilderConfig()
+
     class Runtime:
         def __init__(self, logger: ILogger) -> None:
             self._logger = logger
@@ -183,7 +206,7 @@ def make_module(compute: Compute, name: str) -> ModuleType:
             try:
                 return ICudaEngine(self._logger, json.loads(facts), model)
             except MemoryError:
-                self._logger.log(ILogger.ERROR, "Requested amount of GPU memory could not be allocated")
+                _say_out_of_memory(self._logger)
                 return None
 
     class ICudaEngine:
@@ -217,7 +240,7 @@ def make_module(compute: Compute, name: str) -> ModuleType:
             try:
                 return IExecutionContext(self, lazy)
             except MemoryError:
-                self._logger.log(ILogger.ERROR, "Requested amount of GPU memory could not be allocated")
+                _say_out_of_memory(self._logger)
                 return None
 
     class IExecutionContext:
@@ -303,7 +326,10 @@ def make_module(compute: Compute, name: str) -> ModuleType:
     module = ModuleType(name)
     module.__dict__.update(
         __version__=VERSION,
+        Builder=Builder,
+        BuilderFlag=BuilderFlag,
         DataType=DataType,
+        IBuilderConfig=IBuilderConfig,
         ILogger=ILogger,
         Runtime=Runtime,
         ICudaEngine=ICudaEngine,
@@ -312,6 +338,13 @@ def make_module(compute: Compute, name: str) -> ModuleType:
     if rtx:
         module.__dict__["DynamicShapesKernelSpecializationStrategy"] = DynamicShapesKernelSpecializationStrategy
     return module
+
+
+def _say_out_of_memory(logger: Any) -> None:
+    """What TensorRT logs, and how."""
+    logger.log(logger.ERROR, "[defaultAllocator.cpp::allocate::57] Error Code 1: Cuda Runtime (out of memory)")
+    logger.log(logger.WARNING, "Requested amount of GPU memory (1 bytes) could not be allocated.")
+    logger.log(logger.ERROR, "[safeDeserialize.cpp::load::269] Error Code 2: OutOfMemory (no further information)")
 
 
 class _Memory:

@@ -1,8 +1,11 @@
-"""``autoreg build``, and the commands that run what it built, on stand-ins for the library and the GPU."""
+"""``autoreg build``, and the commands that run what it built or tell of it, on stand-ins for the library and the GPU."""
 
+import dataclasses
+import hashlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,22 +19,19 @@ from click.testing import CliRunner, Result
 from rasterio import Affine
 
 from autoreg.cli import cli
-from autoreg.errors import AutoregError
-from autoreg.runtime.engines.tensorrt import read_engine_file
+from autoreg.errors import AutoregError, ModelError
+from autoreg.runtime.engines.tensorrt import TensorRtEngine, load_tensorrt, read_engine_file
+from autoreg.runtime.engines.tensorrt.engine_file import sidecar_path, write_engine
+from autoreg.runtime.model_file import read_spec
+from autoreg.runtime.parity import Parity
 from conftest import Models, noise, save_raster
-from fake_machine import CAPABILITY, Machine, make_machine  # noqa: F401  # a fixture
-from fake_tensorrt import VERSION
+from fake_machine import CAPABILITY, Machine, copy_model, make_machine  # noqa: F401  # fixtures
+from fake_tensorrt import VERSION, make_engine
 from forks import autoreg
+from test_cli import refused
 from test_imports import run
 
 needs_rtx = pytest.mark.skipif(not importlib.util.find_spec("tensorrt_rtx"), reason="tensorrt_rtx is not installed")
-
-
-@pytest.fixture
-def model(models: Models, tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(models(2, "uint8").read_bytes())
-    return path
 
 
 @pytest.fixture
@@ -53,11 +53,14 @@ def read_labels(path: Path) -> np.ndarray:
 def test_it_says_what_it_built_and_what_is_next(machine: Machine, model: Path, tmp_path: Path) -> None:
     done = call("build", model, "--tile-px", 128, "--batch-size", 2)
     engine = model.with_suffix(".engine")
-    first, second, third = done.stdout.splitlines()
+    first, second, third, fourth = done.stdout.splitlines()
     size = f"{engine.stat().st_size / 1e6:.1f} MB"
     assert first == f"{engine}: fp32, {size}, tensorrt {VERSION} for compute capability {CAPABILITY}, 2 x 128 x 128 px"
     assert second.endswith("compared with ONNX Runtime on the CPU, on noise")
-    assert third == f"next: autoreg segment -m {model} --device tensorrt TILES..."
+    loaded = load_tensorrt(model, rebuild=False)
+    assert isinstance(loaded, TensorRtEngine)
+    assert third == f"memory of the GPU: {size}, and for each lane {loaded.lane_bytes / 1e6:.1f} MB"
+    assert fourth == f"next: autoreg segment -m {model} --device tensorrt TILES..."
     with pytest.raises(AutoregError, match="exists; use --overwrite"):
         call("build", model)
     assert call("build", model, "--overwrite").exit_code == 0
@@ -79,6 +82,17 @@ def test_the_options_are_those_of_the_build(machine: Machine, model: Path, tmp_p
     assert described.parity is not None
     assert found["parity"] == {**described.parity.as_dict(), "iou": list(described.parity.iou)}
     assert (described.batch_size, described.tf32) == (4, True)
+    assert described.lane_bytes
+    assert found["lane_bytes"] == described.lane_bytes
+
+
+def test_an_engine_is_built_from_a_model_and_not_from_itself(machine: Machine, model: Path) -> None:
+    call("build", model, "--tile-px", 128)
+    engine = model.with_suffix(".engine")
+    before = engine.read_bytes()
+    with pytest.raises(ModelError, match=rf"{engine} is an engine already, .*; give the ONNX file .* such as {model}$"):
+        call("build", engine, "--overwrite")
+    assert (engine.read_bytes(), len(machine.built)) == (before, 1)
 
 
 def test_segment_cuts_the_tiles_of_the_engine(
@@ -165,6 +179,8 @@ def test_a_build_server_needs_no_gpu(model: Path) -> None:
     assert "for compute capability 8.6, 8.9, 1 x 128 x 128 px\nno label was compared" in done.stdout
     found = json.loads(autoreg(*words, "--overwrite", "--json", "-q").stdout)
     assert (found["library"], found["compute_capabilities"], found["parity"]) == ("tensorrt_rtx", ["8.6", "8.9"], None)
+    assert "and for each lane more, which was not measured\n" in done.stdout
+    assert found["lane_bytes"] is None
 
 
 @needs_rtx
@@ -202,3 +218,48 @@ def test_without_a_library_it_says_how_to_install_one(model: Path) -> None:
 @pytest.mark.parametrize("words", [["--batch-size", "0"], ["--level", "6"], ["--library", "lean"], ["--workspace", "much"]])
 def test_what_no_library_can_do_is_a_usage_error(model: Path, words: list[str]) -> None:
     assert CliRunner().invoke(cli, ["build", str(model), *words]).exit_code == 2
+
+
+@pytest.fixture
+def engine(models: Models, tmp_path: Path) -> Path:
+    """One of another machine: neither its GPU nor its library is here."""
+    path, content = tmp_path / "m.engine", models(2, "uint8").read_bytes()
+    described = make_engine(content, read_spec(content, "m"), (64, 96), 3, uint8_input=True)
+    write_engine(path, *described, overwrite=False)
+    return path
+
+
+def test_info_tells_what_an_engine_is(engine: Path) -> None:
+    found, spec = json.loads(autoreg("info", engine, "--json").stdout), read_engine_file(engine).spec
+    assert (found["kind"], found["library"], found["version"]) == ("engine", "tensorrt", VERSION)
+    assert (found["compute_capabilities"], found["gpu"], found["precision"]) == ([CAPABILITY], "Stand-in", "fp32")
+    assert (found["tile_shape"], found["batch_size"], found["uint8_input"]) == ([64, 96], 3, True)
+    assert (found["lane_bytes"], found["parity"]) == (None, None)
+    assert (found["bands"], found["stride"]) == (list(spec.bands), spec.stride)
+    assert [item["name"] for item in found["classes"]] == [item.name for item in spec.classes]
+    assert found["sha256"] == hashlib.sha256(engine.read_bytes()).hexdigest()
+    assert found["digest"] == "ok"
+    lines = dict(line.split(maxsplit=1) for line in autoreg("info", engine).stdout.splitlines() if line[0] != " ")
+    assert (lines["tile_shape"], lines["batch_size"], lines["digest"]) == ("64, 96", "3", "ok")
+    assert lines["lane_bytes"] == "not measured, as no such GPU was there"
+    assert lines["classes"] == f"{spec.classes[0].label} {spec.classes[0].name} {spec.classes[0].colour} (cluster 0)"
+
+
+def test_info_tells_an_engine_of_all_gpus_of_a_kind_by_its_compute_capabilities(engine: Path) -> None:
+    parity = Parity(0.9995, None, (1.0, None, 0.5, 0.9), 1e-3, 1e-5, 4096, 0)
+    described = dataclasses.replace(read_engine_file(engine), gpu=None, parity=parity, lane_bytes=2_500_000)
+    write_engine(engine, engine.read_bytes(), described, overwrite=True)
+    said = autoreg("info", engine).stdout
+    assert re.search(r"^gpu +any of these compute capabilities$", said, re.MULTILINE)
+    assert re.search(r"^lane_bytes +2500000$", said, re.MULTILINE)
+    assert re.search(r"^parity +agreement 0\.9995$", said, re.MULTILINE)
+
+
+def test_info_tells_an_engine_that_was_exchanged(engine: Path) -> None:
+    engine.write_bytes(b"another")
+    done = autoreg("info", engine, "--json")
+    assert done.returncode == 0
+    assert "m.engine is not the engine that m.engine.json describes" in json.loads(done.stdout)["digest"]
+    sidecar_path(engine).unlink()
+    refused(autoreg("info", engine), "m.engine.json, which says what m.engine is, cannot be read")
+    refused(autoreg("info", engine.with_name("none.engine")), "there is no engine")

@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf import json_format, text_format
+from google.protobuf import json_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from autoreg.cli import cli
 from autoreg.export import write_repository
 from autoreg.naming.write import write_classes
 from autoreg.runtime.engine import Engine, load_engine
-from autoreg.spec import MapClass
 from conftest import Models, noise
+from served import CLASSES, read_config
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CODE = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) + re.findall(r"`([^`\n]+)`", PAGE)
 
 
@@ -79,15 +80,9 @@ def serving(config: ModelConfig, engine: Engine) -> Iterator[str]:
 
 def test_the_client_gets_labels_and_makes_classes_of_them(models: Models, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    classes = [
-        MapClass(7, "wood", "#000001", (0, 3)),
-        MapClass(8, "none", "#000002"),
-        MapClass(9, "else", "#000003", (1, 2)),
-    ]
-    write_classes(models(3, "uint8"), path, classes)
+    write_classes(models(3, "uint8"), path, CLASSES)
     folder = write_repository(path, tmp_path).folder
-    config = text_format.Parse((folder / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
-    engine = load_engine(path)
+    config, engine = read_config(folder), load_engine(path)
     (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict[str, Any] = {}
     with serving(config, engine) as address:
@@ -123,9 +118,29 @@ def test_options_that_it_names_alone_exist() -> None:
 
 
 def test_its_extras_exist() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     named = set(",".join(re.findall(r"autoreg\[([a-z,]+)\]", PAGE)).split(","))
-    assert {"run", "cuda", "tensorrt"} <= named <= set(extras)
+    assert {"run", "cuda", "tensorrt"} <= named <= set(PROJECT["optional-dependencies"])
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
+
+
+def test_the_jetpacks_that_fit_are_those_with_a_python_and_a_tensorrt_that_do() -> None:
+    python = PROJECT["requires-python"].removeprefix(">=")
+    extra = PROJECT["optional-dependencies"]["tensorrt"]
+    (tensorrt,) = (item.removeprefix("tensorrt>=") for item in extra if item.startswith("tensorrt>="))
+    (table,) = re.findall(r"\| JetPack \|.*\n\|[ -|]+\n((?:\|.*\n)+)", PAGE)
+    said = {}
+    for row in table.splitlines():
+        jetpack, _, its_tensorrt, _, its_python, verdict = (cell.strip() for cell in row.strip("|").split("|"))
+        fits = version(its_tensorrt) >= version(tensorrt) and version(its_python) >= version(python)
+        assert verdict.startswith(
+            "fits" if fits else f"no: it needs Python {python} or later and TensorRT {tensorrt} or later"
+        )
+        said[jetpack] = fits
+    assert said == {"6.1, 6.2": False, "7.0, 7.1": True, "7.2": True}
+    assert "**JetPack 6 and older do not fit**, for both reasons, and a container does not help" in PAGE
 
 
 @pytest.mark.parametrize("anchor", re.findall(r"\]\(#([^)]+)\)", PAGE))

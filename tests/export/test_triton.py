@@ -25,14 +25,12 @@ from autoreg.runtime.engines.tensorrt.engine_file import EngineFile, write_engin
 from autoreg.runtime.model_file import graph_digest, read_spec
 from autoreg.spec import MapClass, ModelSpec
 from conftest import Models, save_random_checkpoint
+from fake_tensorrt import VERSION, make_engine
 from forks import autoreg
+from served import CLASSES, read_config
 from test_cli import refused
 
 TYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.UINT8: "TYPE_UINT8"}
-
-
-def read_config(folder: Path) -> ModelConfig:
-    return text_format.Parse((folder / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
 
 
 def describe(value: onnx.ValueInfoProto) -> tuple[str, str, list[int]]:
@@ -112,14 +110,9 @@ def test_names_of_any_letters_survive(models: Models, tmp_path: Path) -> None:
 
 def test_a_class_of_several_clusters_names_each_of_them(models: Models, tmp_path: Path) -> None:
     path = tmp_path / "named.onnx"
-    classes = [
-        MapClass(1, "wood", "#000001", (0, 3)),
-        MapClass(2, "none of them", "#000002"),
-        MapClass(9, "x", "#000003", (1, 2)),
-    ]
-    write_classes(models(3, "uint8"), path, classes)
+    write_classes(models(3, "uint8"), path, CLASSES)
     folder = write_repository(path, tmp_path).folder
-    assert (folder / "labels.txt").read_text() == "wood\nx\nx\nwood\n"
+    assert (folder / "labels.txt").read_text() == "wood\nelse\nelse\nwood\n"
 
 
 @pytest.mark.parametrize("name", ["a b", 'a"b', "ä", ".hidden", ".", "-x", "a%2Fb", "a\nb"])
@@ -215,26 +208,10 @@ def test_a_repository_that_is_a_file_is_said(models: Models, tmp_path: Path) -> 
 
 def save_engine(path: Path, model: Path, **changes: Any) -> EngineFile:
     """An engine as autoreg build leaves it; what is in it does not matter here."""
-    plan, content = b"a plan", model.read_bytes()
+    content = model.read_bytes()
     spec = read_spec(content, model.name)
-    described = EngineFile(
-        flavour="tensorrt",
-        version="10.16.1.11",
-        compute_capabilities=("8.9",),
-        gpu="NVIDIA L4",
-        tile_shape=(96, 128),
-        batch_size=4,
-        uint8_input=spec.takes_uint8,
-        tf32=False,
-        model=model.name,
-        model_digest=hashlib.sha256(content).hexdigest(),
-        graph_digest=graph_digest(content),
-        engine_digest=hashlib.sha256(plan).hexdigest(),
-        spec=spec,
-        parity=None,
-        autoreg_version="0.1.0",
-    )
-    described = dataclasses.replace(described, **changes)
+    plan, described = make_engine(content, spec, (96, 128), 4, uint8_input=spec.takes_uint8)
+    described = dataclasses.replace(described, **{"model": model.name, "graph_digest": graph_digest(content)} | changes)
     write_engine(path, plan, described, overwrite=False)
     return described
 
@@ -257,8 +234,8 @@ def test_an_engine_is_served_with_its_tile_and_its_batch(models: Models, tmp_pat
     # A full batch fits the first profile, a smaller one only the second.
     assert list(config.instance_group[0].profile) == ["0", "1"]
     parameters = {name: value.string_value for name, value in config.parameters.items()}
-    assert parameters["autoreg.tensorrt_version"] == "10.16.1.11"
-    assert json.loads(parameters["autoreg.compute_capabilities"]) == ["8.9"]
+    assert parameters["autoreg.tensorrt_version"] == VERSION
+    assert json.loads(parameters["autoreg.compute_capabilities"]) == list(described.compute_capabilities)
     assert json.loads(parameters["autoreg.tile_shape"]) == [96, 128]
     assert parameters["autoreg.model_digest"] == described.model_digest
 
@@ -326,7 +303,7 @@ def test_the_command_says_what_an_engine_needs(models: Models, tmp_path: Path) -
     done = autoreg("export", "m.engine", "--for", "triton", "repository", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "repository/m: fp32, tensorrt_plan, tiles of 96 x 128 px, at most 4 at once" in done.stdout
-    assert "needs: TensorRT 10.16.1.11 in the server" in done.stdout
+    assert f"needs: TensorRT {VERSION} in the server" in done.stdout
 
 
 def test_the_command_takes_a_model_as_it_is(models: Models, tmp_path: Path) -> None:

@@ -46,7 +46,10 @@ def test_what_is_written_is_read(built: tuple[bytes, EngineFile], tmp_path: Path
     plan, described = built
     path = tmp_path / "a.b.engine"
     parity = Parity(0.999, None, (1.0, None, 0.5, 0.9), 1e-3, 1e-5, 4096, 0)
-    for one in (described, dataclasses.replace(described, parity=parity, compute_capabilities=("8.6", "12.0"), tf32=True)):
+    measured = dataclasses.replace(
+        described, parity=parity, lane_bytes=2**33, compute_capabilities=("8.6", "12.0"), tf32=True
+    )
+    for one in (described, measured):
         write_engine(path, plan, one, overwrite=True)
         assert read_engine_file(path) == one
         assert load_plan(path, one) == plan
@@ -126,7 +129,9 @@ def test_an_engine_without_a_description_is_not_loaded(engine: Path) -> None:
         ({"engine_digest": "0" * 63}, "one of its digests is no SHA-256"),
         ({"parity": {"agreement": 1.0}}, "'clear_agreement'"),
         ({"spec": {"version": 2}}, "'bands'"),
-        ({"layout": 2}, "it has layout 2, and this autoreg reads 1"),
+        ({"lane_bytes": 0}, "a lane of it takes 0 bytes, expected 1 or more"),
+        ({"lane_bytes": 1.5}, "1.5 is not of type int"),
+        ({"layout": 1}, "it has layout 1, and this autoreg reads 2"),
     ],
 )
 def test_a_description_that_was_not_written_by_autoreg_is_refused(engine: Path, values: dict[str, Any], reason: str) -> None:
@@ -145,7 +150,7 @@ def test_an_engine_of_bytes_is_one_of_a_model_that_takes_them(engine: Path) -> N
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[]", b"null", b"{", b"\xff", b"[" * 10**5, b'{"layout": 1}', b'{"layout": 1e400}', b" " * (8 * 2**20 + 1)],
+    [b"", b"[]", b"null", b"{", b"\xff", b"[" * 10**5, b'{"layout": 2}', b'{"layout": 1e400}', b" " * (8 * 2**20 + 1)],
 )
 def test_what_is_no_description_is_refused(engine: Path, content: bytes) -> None:
     sidecar_path(engine).write_bytes(content)

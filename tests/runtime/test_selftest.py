@@ -17,7 +17,7 @@ from autoreg.export import export_onnx
 from autoreg.runtime.devices import DEVICES, Device, check_device, find_gpus
 from autoreg.runtime.engine import load_engine
 from autoreg.runtime.measure.gpu_meter import GpuMeter
-from autoreg.runtime.measure.selftest import find_problems, run_selftest, whole_px
+from autoreg.runtime.measure.selftest import find_problems, run_selftest, whole_px, why_untested
 from autoreg.runtime.model_file import read_spec
 from autoreg.runtime.parity import Parity
 from autoreg.runtime.sample_tiles import make_noise
@@ -46,6 +46,7 @@ def test_a_device_that_says_what_it_should_passes(models: Models, tmp_path: Path
     assert tested["engine"].startswith("OpenVINO ")
     assert tested["parity"]["agreement"] >= 0.999
     assert tested["parity"]["pixels"] > 100_000
+    assert tested["untested"] is None
     assert all(check["labels"] for check in tested["tiling"])
     assert all(check["tiles"] > check["pieces"] for check in tested["tiling"]), "nothing was cut"
     assert tested["segment_mpx_s"] > 0
@@ -129,6 +130,36 @@ def test_rounding_at_a_tie_is_no_problem_and_an_error_is() -> None:
     assert not list(find_problems("fp16", PARITY, [dataclasses.replace(tie, max_margin=1e-3)]))
     blended = dataclasses.replace(tie, exact=False, max_margin=5.0)
     assert not list(find_problems("fp32", PARITY, [blended])), "attention depends on the tiling"
+
+
+def test_tiles_that_were_not_compared_are_said(models: Models) -> None:
+    spec = read_spec(models(2, "uint8").read_bytes(), "model")
+    assert why_untested(spec, [EXACT], 1024) is None
+    wide = dataclasses.replace(spec, receptive_field_px=2001)
+    assert why_untested(wide, [], 1024) == (
+        "a label depends on 2001 x 2001 px, so no tile is small enough to cut one pass, which has at most 1024 x 1024 px"
+    )
+    attending = dataclasses.replace(spec, receptive_field_px=None)
+    assert str(why_untested(attending, [], 256)).startswith("the model looks at its whole tile, so no tile is small enough")
+    empty, whole = dataclasses.replace(EXACT, labels=0), dataclasses.replace(EXACT, tiles=1, pieces=1)
+    assert str(why_untested(spec, [empty, empty], 1024)).startswith("there is no data where they were compared")
+    assert str(why_untested(spec, [whole, whole], 1024)).startswith("the raster is no larger than a tile")
+    assert why_untested(spec, [whole, EXACT], 1024) is None
+
+
+def test_a_model_that_sees_too_far_to_compare_tiles_does_not_pass_in_silence(models: Models, tmp_path: Path) -> None:
+    content, record = onnx.load(models(2, "uint8")), tmp_path / "selftest.json"
+    (entry,) = (item for item in content.metadata_props if item.key == METADATA_KEY)
+    entry.value = dataclasses.replace(ModelSpec.from_json(entry.value), receptive_field_px=1001).to_json()
+    onnx.save(content, tmp_path / "far.onnx")
+    command = ["selftest", str(tmp_path / "far.onnx"), "--device", "cpu", "--seconds", "0.1", "-o", str(record)]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    assert "  tiles against one pass: NOT TESTED, as a label depends on 1001 x 1001 px, so no tile" in done.stdout
+    assert done.stdout.endswith("passed, save for what was not tested\n")
+    (tested,) = json.loads(record.read_text())["models"]
+    assert tested["tiling"] == []
+    assert tested["untested"].startswith("a label depends on 1001 x 1001 px")
 
 
 def test_a_problem_ends_with_status_1(models: Models, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from autoreg.runtime.zero_point import to_unsigned
 from autoreg.spec import METADATA_KEY, ModelSpec
 from autoreg.train import load_config, train_network
 from conftest import Models
+from fake_machine import copy_model  # noqa: F401  # a fixture
 from variants import SETTINGS, VARIANTS
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("tensorrt_rtx"), reason="tensorrt_rtx is not installed")
@@ -62,13 +63,6 @@ def save(model: onnx.ModelProto, path: Path, precision: str) -> Path:
     spec = dataclasses.replace(ModelSpec.from_json(model.metadata_props[0].value), precision=precision)
     helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
     onnx.save(model, path)
-    return path
-
-
-@pytest.fixture
-def model(models: Models, tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(models(2, "uint8").read_bytes())
     return path
 
 
@@ -141,6 +135,7 @@ def test_the_options_reach_the_library() -> None:
         config = configure(builder, options, library)
         kinds = [config.get_compute_capability(index).name for index in range(config.num_compute_capabilities)]
         assert (config.get_flag(trt.BuilderFlag.TF32), config.builder_optimization_level, kinds) == expected
+        assert config.max_aux_streams == 0
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 2**28
 
 

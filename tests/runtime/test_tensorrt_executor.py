@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from autoreg.errors import EngineError
 from autoreg.runtime.engine import Engine
 from autoreg.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from autoreg.runtime.engines.tensorrt.compilation import BuildOptions, configure, make_builder
 from autoreg.runtime.engines.tensorrt.executor import TensorRtEngine
 from autoreg.runtime.engines.tensorrt.library import Library
 from autoreg.runtime.model_file import read_spec
@@ -252,8 +253,45 @@ def test_more_memory_than_there_is_is_known_before_it_is_taken(bench: Bench) -> 
 
 def test_memory_that_somebody_else_takes_meanwhile(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "cuMemGetInfo", lambda: (Code.CUDA_SUCCESS, 2**40, 2**40))
-    with pytest.raises(EngineError, match="make a context to run in: Requested amount of GPU memory could not be allocated"):
+    sentence = (
+        r"could not make a context of 100\.0 MiB to run in: .*OutOfMemory.*; the \d+\.\d MiB of memory that are free on "
+        r"Stand-in do not suffice: build the engine for smaller tiles or batches, or end what else takes memory$"
+    )
+    with pytest.raises(EngineError, match=sentence):
         bench.load(lanes=3, scratch_bytes=100 * 2**20)
+
+
+def test_weights_that_there_is_no_memory_for(bench: Bench) -> None:
+    bench.cuda.fail = {"cuMemAlloc": Code.CUDA_ERROR_OUT_OF_MEMORY}
+    sentence = (
+        r"TensorRT [\d.]+ could not load the engine of 0\.\d MiB: .*out of memory.*; the 256\.0 MiB of memory that are free "
+        r"on Stand-in do not suffice: build the engine for smaller"
+    )
+    with pytest.raises(EngineError, match=sentence):
+        bench.load()
+
+
+def test_memory_that_lacked_before_is_not_what_an_engine_lacks(bench: Bench) -> None:
+    """TensorRT also says so of ways to compute that it gives up while it builds."""
+    plan, described = make_engine(bench.model, read_spec(bench.model, "model"), TILE, BATCH)
+    bench.library.logger.log(bench.library.trt.ILogger.ERROR, "Error Code 2: OutOfMemory")
+    with pytest.raises(EngineError, match="magicTag mismatch: it is no engine; build the engine again"):
+        TensorRtEngine(plan[1:], described, bench.library)
+
+
+def test_buffers_that_there_is_no_memory_for(bench: Bench) -> None:
+    bench.cuda.fail = {"cuMemHostAlloc": Code.CUDA_ERROR_OUT_OF_MEMORY}
+    with pytest.raises(EngineError, match=r"CUDA_ERROR_OUT_OF_MEMORY \(out of memory\); build the engine for smaller tiles"):
+        bench.load()
+
+
+def test_an_engine_is_built_for_the_stream_of_a_lane_alone(bench: Bench) -> None:
+    """Streams that TensorRT adds by itself take memory for each lane, and the lanes keep the GPU busy already."""
+    library = bench.library
+    for tf32 in (False, True):
+        config = configure(make_builder(library), BuildOptions(tf32=tf32), library)
+        assert config.max_aux_streams == 0
+        assert config.get_flag(library.trt.BuilderFlag.TF32) == tf32
 
 
 @pytest.mark.parametrize("facts", [{"image": "UINT8"}, {"image": "FLOAT", "clusters": CLUSTERS + 1}])
@@ -431,7 +469,7 @@ def test_a_function_of_the_driver_that_fails_is_named(careless: Bench, function:
     careless.cuda.fail = {function: Code.CUDA_ERROR_UNKNOWN}
     expected = rf"CUDA's {function} failed with CUDA_ERROR_UNKNOWN \(unknown\); look at what nvidia-smi says"
     if function == "cuMemAlloc":  # TensorRT's own comes first
-        expected = "could not be allocated"
+        expected = "OutOfMemory"
     with pytest.raises(EngineError, match=expected):
         _live(careless)
     careless.cuda.check()

@@ -17,23 +17,17 @@ import autoreg.runtime.engines.tensorrt.build as building
 from autoreg.errors import ConfigError, EngineError, MissingDependencyError, ModelError, OutputError, ParityError
 from autoreg.naming.write import write_classes
 from autoreg.runtime.engine import load_engine
-from autoreg.runtime.engines.tensorrt import BuildOptions, build_engine, load_tensorrt, read_engine_file
+from autoreg.runtime.engines.tensorrt import BuildOptions, TensorRtEngine, build_engine, load_tensorrt, read_engine_file
 from autoreg.runtime.engines.tensorrt.engine_file import sidecar_path, write_engine
 from autoreg.runtime.engines.tensorrt.library import TENSORRT, Library, find_library
 from autoreg.runtime.parity import Parity
 from autoreg.spec import METADATA_KEY, MapClass, ModelSpec
-from conftest import Models, noise
-from fake_machine import CAPABILITY, Machine, make_machine  # noqa: F401  # a fixture
+from conftest import noise
+from fake_cuda import Code, driver
+from fake_machine import CAPABILITY, Machine, copy_model, make_machine  # noqa: F401  # fixtures
 from fake_tensorrt import VERSION
 
 TILE = BuildOptions(tile_px=128)
-
-
-@pytest.fixture
-def model(models: Models, tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(models(2, "uint8").read_bytes())
-    return path
 
 
 @pytest.fixture
@@ -64,6 +58,31 @@ def test_what_was_built_is_compared_with_the_model(machine: Machine, model: Path
     assert isinstance(described.parity, Parity)
     assert described.parity.agreement >= 0.999
     assert described.parity.pixels == 4 * 128**2
+
+
+@pytest.mark.usefixtures("machine")
+def test_what_each_lane_takes_is_said_of_what_was_built(model: Path) -> None:
+    engine = model.with_suffix(".engine")
+    described, loaded = build_engine(model, engine, TILE), load_tensorrt(engine, lanes=2)
+    assert isinstance(loaded, TensorRtEngine)
+    assert described.lane_bytes == loaded.lane_bytes
+    assert loaded.device_bytes == engine.stat().st_size + 2 * loaded.lane_bytes
+
+
+def test_one_that_there_is_no_memory_for_is_not_built_again(
+    machine: Machine, model: Path, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = engine.read_bytes()
+    monkeypatch.setattr(driver, "cuMemAlloc", lambda _size: (Code.CUDA_ERROR_OUT_OF_MEMORY, None))
+    for path in (model, engine):
+        with pytest.raises(
+            EngineError, match=r"free on Stand-in do not suffice: build the engine for smaller tiles or batches"
+        ):
+            load_tensorrt(path)
+    assert (machine.built, engine.read_bytes()) == ([], before)
+    with pytest.raises(EngineError, match="do not suffice"):
+        build_engine(model, engine, TILE, overwrite=True)
+    assert engine.read_bytes() == before
 
 
 @pytest.mark.parametrize("existing", [False, True])

@@ -81,38 +81,24 @@ def build(
     options = BuildOptions(tile_px, batch_size, compute_capabilities, tf32, level, workspace, timing_cache)
     with counting_bar("building", quiet or as_json) as progress:
         built = build_engine(model, target, options, flavour=library, overwrite=overwrite, progress=progress)
-    click.echo(json.dumps(_as_dict(built, target)) if as_json else _describe(built, target, model))
+    size = target.stat().st_size
+    found = {"engine": str(target), "bytes": size, **built.facts()}
+    click.echo(json.dumps(found) if as_json else _describe(built, target, size, model))
 
 
-def _as_dict(built: "EngineFile", target: Path) -> dict[str, object]:
-    parity = None if built.parity is None else built.parity.as_dict()
-    return {
-        "engine": str(target),
-        "bytes": target.stat().st_size,
-        "library": built.flavour,
-        "version": built.version,
-        "compute_capabilities": built.compute_capabilities,
-        "gpu": built.gpu,
-        "precision": built.spec.precision,
-        "tile_shape": built.tile_shape,
-        "batch_size": built.batch_size,
-        "uint8_input": built.uint8_input,
-        "tf32": built.tf32,
-        "parity": parity,
-    }
-
-
-def _describe(built: "EngineFile", target: Path, model: Path) -> str:
-    """What was built, in lines."""
+def _describe(built: "EngineFile", target: Path, size: int, model: Path) -> str:
+    """What was built, in lines; ``size`` is that of the engine, in bytes."""
     height, width = built.tile_shape
     proven = (
         "no label was compared, as no GPU that it was built for is here: run autoreg verify where one is"
         if built.parity is None
         else f"{built.parity}, compared with ONNX Runtime on the CPU, on noise"
     )
-    capabilities, size = ", ".join(built.compute_capabilities), f"{target.stat().st_size / 1e6:.1f} MB"
+    capabilities, weights = ", ".join(built.compute_capabilities), f"{size / 1e6:.1f} MB"
+    lane = "more, which was not measured" if built.lane_bytes is None else f"{built.lane_bytes / 1e6:.1f} MB"
     return (
-        f"{target}: {built.spec.precision}, {size}, {built.flavour} {built.version} for compute capability {capabilities}, "
-        f"{built.batch_size} x {height} x {width} px\n{proven}\n"
+        f"{target}: {built.spec.precision}, {weights}, {built.flavour} {built.version} for compute capability "
+        f"{capabilities}, {built.batch_size} x {height} x {width} px\n{proven}\n"
+        f"memory of the GPU: {weights}, and for each lane {lane}\n"
         f"next: autoreg segment -m {model if target == model.with_suffix('.engine') else target} --device tensorrt TILES..."
     )

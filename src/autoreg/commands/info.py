@@ -8,23 +8,30 @@ import click
 
 from autoreg.commands.options import PATH, as_json_option, command
 
+_MISSING = {
+    "receptive_field_px": "whole tile",
+    "gpu": "any of these compute capabilities",
+    "lane_bytes": "not measured, as no such GPU was there",
+}
+"""What a promise that is None means."""
 
-@command(epilog="autoreg info checkpoint.pt\nautoreg info model.onnx --json")
+
+@command(epilog="autoreg info checkpoint.pt\nautoreg info model.onnx --json\nautoreg info model.engine")
 @click.argument("file", type=PATH)
 @as_json_option
 def info(file: Path, as_json: bool) -> None:
     """Print what a file promises.
 
-    FILE is a checkpoint or a model.
+    FILE is a checkpoint, a model, or an engine, which is not loaded: what it is stands in FILE.json, and "digest" says
+    whether it is still the one that was built.
     """
     promises = _describe(file)
     if as_json:
         click.echo(json.dumps(promises))
         return
-    if promises["receptive_field_px"] is None:
-        promises["receptive_field_px"] = "whole tile"
+    promises |= {name: meaning for name, meaning in _MISSING.items() if name in promises and promises[name] is None}
     width = max(map(len, promises))
-    if promises["kind"] == "model":
+    if promises["kind"] != "checkpoint":
         line = f"\n{'':<{width}}  "
         promises["classes"] = line.join(map(_describe_class, promises["classes"]))
         promises["parity"] = line.join(_describe_parity(promises["parity"]))
@@ -71,10 +78,14 @@ def _describe_class(item: dict[str, Any]) -> str:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    """What a file promises, by name: of a checkpoint if it is a zip archive, else of a model."""
+    """What a file promises, by name: of an engine by its name, of a checkpoint if it is a zip archive, else of a model."""
     import dataclasses
     import zipfile
 
+    from autoreg.runtime.engine import ENGINE_SUFFIX
+
+    if path.suffix == ENGINE_SUFFIX:
+        return _describe_engine(path)
     if zipfile.is_zipfile(path):
         from autoreg.network.checkpoint import load_checkpoint
 
@@ -103,4 +114,30 @@ def _describe(path: Path) -> dict[str, Any]:
         "parity": parity.as_dict() if parity else None,
         **({"calibration": _read_calibration(calibration)} if calibration else {}),
         "sha256": engine.model_digest,
+    }
+
+
+def _describe_engine(path: Path) -> dict[str, Any]:
+    """What is written beside an engine, and whether it is the one that this was written of."""
+    import dataclasses
+
+    from autoreg.errors import EngineError
+    from autoreg.runtime.engines.tensorrt.engine_file import load_plan, read_engine_file
+
+    described = read_engine_file(path)
+    try:
+        load_plan(path, described)
+        digest = "ok"
+    except EngineError as error:
+        digest = str(error)
+    facts = described.facts()
+    return {
+        "kind": "engine",
+        **facts,
+        # What both have, such as the version, is the engine's.
+        **{name: value for name, value in dataclasses.asdict(described.spec).items() if name not in facts},
+        "model": described.model,
+        "model_sha256": described.model_digest,
+        "sha256": described.engine_digest,
+        "digest": digest,
     }

@@ -75,12 +75,19 @@ def _lines(found: "Selftest") -> Iterator[str]:
     for tested in found.models:
         yield f"{tested.model}: {tested.precision}, {tested.engine}, loaded in {tested.load_seconds:.1f} s"
         yield f"  labels: {tested.parity}"
-        differing = sum(check.differing for check in tested.tiling)
-        sides = ", ".join(str(side) for side in dict.fromkeys(check.tile_px for check in tested.tiling))
-        yield f"  tiles of {sides} px against one pass: {differing} of {sum(c.labels for c in tested.tiling)} labels differ"
+        yield f"  {_tiling(tested)}"
         yield f"  {', '.join(_speed(tested))}"
         yield from (f"  PROBLEM: {problem}" for problem in tested.problems)
-    yield "passed" if found.passed else "FAILED"
+    untested = ", save for what was not tested" if any(tested.untested for tested in found.models) else ""
+    yield f"passed{untested}" if found.passed else "FAILED"
+
+
+def _tiling(tested: "Tested") -> str:
+    if tested.untested is not None:
+        return f"tiles against one pass: NOT TESTED, as {tested.untested}"
+    differing, labels = (sum(getattr(check, name) for check in tested.tiling) for name in ("differing", "labels"))
+    sides = ", ".join(str(side) for side in dict.fromkeys(check.tile_px for check in tested.tiling))
+    return f"tiles of {sides} px against one pass: {differing} of {labels} labels differ"
 
 
 def _speed(tested: "Tested") -> Iterator[str]:

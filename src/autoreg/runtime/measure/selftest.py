@@ -58,6 +58,7 @@ class Tested:
         load_seconds: to load it; with TensorRT, to build its engine, too.
         parity: with ONNX Runtime on the processor.
         tiling: tiles against one pass, on the same engine.
+        untested: why no tile was compared with one pass; None if some were.
         engine_mpx_s: million pixels per second of the engine alone, halos included, on tiles in memory, in all its lanes.
         segment_mpx_s: the same from file to map, halos not counted, so that it is less.
         busy: share of the time, 0..1, in which the GPU computed meanwhile; None without one.
@@ -72,6 +73,7 @@ class Tested:
     load_seconds: float
     parity: Parity
     tiling: tuple[TilingCheck, ...]
+    untested: str | None
     engine_mpx_s: float
     segment_mpx_s: float
     busy: float | None
@@ -98,7 +100,7 @@ class Selftest:
 
     @property
     def passed(self) -> bool:
-        """Whether all is as it should be."""
+        """Whether all that was tested is as it should be."""
         return not any(tested.problems for tested in self.models)
 
     def to_json(self) -> dict[str, Any]:
@@ -159,7 +161,8 @@ def _test(
         tiles = raster_tiles(rasters, reference.spec, engine.spec)
         parity = compare_engines(reference, engine, islice(tiles, _COMPARED_TILES)).parity
         progress(f"{model}: comparing tiles with one pass")
-        tiling = tuple(_check_tiling(engine, rasters[0], whole_px(spec, device)))
+        side = whole_px(spec, device)
+        tiling = tuple(_check_tiling(engine, rasters[0], side))
         progress(f"{model}: measuring")
         alone = _measure_alone(engine, rasters, _ALONE_SHARE * seconds)
         with GpuMeter() as meter:
@@ -171,6 +174,7 @@ def _test(
         load_seconds=load_seconds,
         parity=parity,
         tiling=tiling,
+        untested=why_untested(spec, tiling, side),
         engine_mpx_s=alone,
         segment_mpx_s=segmented,
         busy=meter.busy,
@@ -192,6 +196,19 @@ def find_problems(precision: str, parity: Parity, tiling: Sequence[TilingCheck],
                 f"tiles of {check.tile_px} px, batches of {check.batch_size}: {check.differing} of {check.labels} labels "
                 f"are not those of one pass, by up to {check.max_margin:.1e} of a logit, expected at most {margin:.1e}"
             )
+
+
+def why_untested(spec: ModelSpec, tiling: Sequence[TilingCheck], side: int) -> str | None:
+    """Why no tile was compared with one pass over ``side`` pixels a side, as the end of a sentence; None if some were."""
+    if not tiling:
+        field = spec.receptive_field_px
+        reason = "the model looks at its whole tile" if field is None else f"a label depends on {field} x {field} px"
+        return f"{reason}, so no tile is small enough to cut one pass, which has at most {side} x {side} px"
+    if not any(check.labels or check.differing for check in tiling):
+        return "there is no data where they were compared; give another raster first"
+    if all(check.tiles <= check.pieces for check in tiling):
+        return "the raster is no larger than a tile, so nothing was cut; give a larger one first"
+    return None
 
 
 def _load(model: Path, device: str, folder: Path) -> Engine:

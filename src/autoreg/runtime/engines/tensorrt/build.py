@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 from autoreg import __version__
-from autoreg.errors import ConfigError, EngineError, OutputError, ParityError
+from autoreg.errors import ConfigError, EngineError, ModelError, OutputError, ParityError
 from autoreg.output import check_output
 from autoreg.runtime.devices import find_compute_capabilities, find_gpus, import_library
 from autoreg.runtime.engine import ENGINE_SUFFIX, load_engine
@@ -14,7 +14,7 @@ from autoreg.runtime.engines.tensorrt.engine_file import EngineFile, sidecar_pat
 from autoreg.runtime.engines.tensorrt.executor import TensorRtEngine
 from autoreg.runtime.engines.tensorrt.library import TENSORRT, Library, find_library
 from autoreg.runtime.model_file import graph_digest, read_model, read_spec
-from autoreg.runtime.parity import NOISE_AGREEMENT, Parity, Tile, compare_engines
+from autoreg.runtime.parity import NOISE_AGREEMENT, Tile, compare_engines
 from autoreg.runtime.sample_tiles import make_noise
 from autoreg.runtime.uint8_input import to_uint8_input
 
@@ -44,13 +44,18 @@ def build_engine(
         progress: called now and then, in another thread.
 
     Raises:
-        ModelError: the file is no model.
+        ModelError: the file is no model, such as one that is an engine already.
         OutputError: ``output`` exists, cannot be written, or is no name of an engine.
         ConfigError: an option is none of this library, or a tile leaves no core between its halos.
         MissingDependencyError: a library is not installed.
         EngineError: there is no GPU and none was named, or the library does not build the engine.
         ParityError: the engine does not say what the model says.
     """
+    if model.suffix == ENGINE_SUFFIX:
+        raise ModelError(
+            f"{model} is an engine already, and engines are built from models; give the ONNX file that it was built from, "
+            f"such as {model.with_suffix('.onnx')}"
+        )
     if output.suffix != ENGINE_SUFFIX:
         raise OutputError(f"{output} is no name of an engine, expected one that ends in {ENGINE_SUFFIX}; change it")
     content = read_model(model)
@@ -82,10 +87,11 @@ def build_engine(
         engine_digest=hashlib.sha256(plan).hexdigest(),
         spec=spec,
         parity=None,
+        lane_bytes=None,
         autoreg_version=__version__,
     )
     if provable:
-        described = dataclasses.replace(described, parity=_prove(model, plan, described, library))
+        described = _prove(model, plan, described, library)
     write_engine(output, plan, described, overwrite=overwrite)
     return described
 
@@ -126,10 +132,13 @@ def _runs_here(capabilities: tuple[str, ...]) -> bool:
     return any(here in capabilities for here in find_compute_capabilities()[:1])
 
 
-def _prove(model: Path, plan: bytes, described: EngineFile, library: Library) -> Parity:
-    """Compare an engine with ONNX Runtime on the CPU: the library may have chosen a way to compute that is wrong.
+def _prove(model: Path, plan: bytes, described: EngineFile, library: Library) -> EngineFile:
+    """Load an engine, and complete what is said of it: the memory of a lane, and the parity with ONNX Runtime on the CPU.
+
+    The library may have chosen a way to compute that is wrong.
 
     Raises:
+        EngineError: the engine cannot be loaded, as where there is not enough memory.
         ParityError: too few labels are equal, or a probability is NaN.
     """
     reference, spec = load_engine(model, device="cpu"), described.spec
@@ -147,4 +156,4 @@ def _prove(model: Path, plan: bytes, described: EngineFile, library: Library) ->
             f"the engine that {library} built of {model} does not say what ONNX Runtime says on the CPU: {parity}; expected "
             f"at least {100 * least:.4g} % equal; build it with another --level, or with another version of the library"
         )
-    return parity
+    return dataclasses.replace(described, parity=parity, lane_bytes=engine.lane_bytes)

@@ -16,6 +16,10 @@ from autoreg.runtime.devices import find_gpus, import_library
 
 _log = logging.getLogger("autoreg")
 
+MIB = 2**20
+MORE_MEMORY = "build the engine for smaller tiles or batches, or end what else takes memory"
+"""What helps where there is not enough of it: to build the same engine again does not."""
+
 
 def call(function: str, *arguments: Any) -> Any:
     """What a function of the driver answers: nothing, a value, or several.
@@ -25,8 +29,10 @@ def call(function: str, *arguments: Any) -> Any:
         EngineError: the function failed.
     """
     code, *answers = getattr(_driver(), function)(*arguments)
-    if code != _driver().CUresult.CUDA_SUCCESS:
-        raise EngineError(f"CUDA's {function} failed with {_describe(code)}; look at what nvidia-smi says of the GPU")
+    results = _driver().CUresult
+    if code != results.CUDA_SUCCESS:
+        advice = MORE_MEMORY if code == results.CUDA_ERROR_OUT_OF_MEMORY else "look at what nvidia-smi says of the GPU"
+        raise EngineError(f"CUDA's {function} failed with {_describe(code)}; {advice}")
     return answers[0] if len(answers) == 1 else tuple(answers)
 
 

@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autoreg.errors import EngineError, ModelError
 from autoreg.output import atomic_output
@@ -18,7 +19,7 @@ from autoreg.runtime.engines.tensorrt.library import FLAVOUR_NAMES
 from autoreg.runtime.parity import Parity
 from autoreg.spec import ModelSpec, parse_value
 
-LAYOUT = 1
+LAYOUT = 2
 _LIMIT_BYTES = 8 * 2**20
 """Of a sidecar: nearly all of it is the spec, which has a limit of its own."""
 _DIGEST, _CAPABILITY = re.compile(r"[0-9a-f]{64}"), re.compile(r"\d{1,2}\.\d")
@@ -46,6 +47,8 @@ class EngineFile:
         engine_digest: likewise, of the engine.
         spec: of the model.
         parity: with ONNX Runtime on the CPU, on noise; None if it was built where it cannot run.
+        lane_bytes: memory of the GPU that each lane takes, besides the weights, which count as the size of the engine; None
+            likewise, as only an engine that was loaded says how much.
         autoreg_version: version that wrote the file.
         layout: version of this layout.
     """
@@ -64,6 +67,7 @@ class EngineFile:
     engine_digest: str
     spec: ModelSpec
     parity: Parity | None
+    lane_bytes: int | None
     autoreg_version: str
     layout: int = LAYOUT
 
@@ -90,7 +94,25 @@ class EngineFile:
             return f"its model is {self.model[:80]!r}, expected the name of a file beside it"
         if not all(map(_DIGEST.fullmatch, (self.model_digest, self.graph_digest, self.engine_digest))):
             return "one of its digests is no SHA-256"
+        if self.lane_bytes is not None and self.lane_bytes < 1:
+            return f"a lane of it takes {self.lane_bytes} bytes, expected 1 or more"
         return None
+
+    def facts(self) -> dict[str, Any]:
+        """What a user is told of it, by name, as JSON can hold it; what is in the spec is not repeated."""
+        return {
+            "library": self.flavour,
+            "version": self.version,
+            "compute_capabilities": self.compute_capabilities,
+            "gpu": self.gpu,
+            "precision": self.spec.precision,
+            "tile_shape": self.tile_shape,
+            "batch_size": self.batch_size,
+            "uint8_input": self.uint8_input,
+            "tf32": self.tf32,
+            "lane_bytes": self.lane_bytes,
+            "parity": None if self.parity is None else self.parity.as_dict(),
+        }
 
     def to_json(self) -> str:
         """The attributes as a JSON object."""

@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 
 from autoreg.errors import EngineError
 from autoreg.runtime.engine import Images, Labels, Prediction, check_answer, check_images
-from autoreg.runtime.engines.tensorrt.cuda import Gpu
+from autoreg.runtime.engines.tensorrt.cuda import MIB, MORE_MEMORY, Gpu
 from autoreg.runtime.engines.tensorrt.engine_file import EngineFile
 from autoreg.runtime.engines.tensorrt.library import Library
 from autoreg.runtime.engines.tensorrt.slot import Loaded, Slot, Tensors
-
-_MIB = 2**20
 
 
 class TensorRtEngine:
@@ -29,8 +27,9 @@ class TensorRtEngine:
         tile_shape: height and width of the images that the engine was built for; smaller ones, and those that are larger by
             up to a stride, are slower.
         batch_size: images that are computed at once; more are computed batch by batch.
+        lane_bytes: memory of the GPU that each lane takes: what TensorRT computes in, and the buffers.
         device_bytes: memory of the GPU that the engine takes until it is closed: its weights, counted as the size of its
-            file, and for each lane what TensorRT computes in and the buffers. What CUDA itself takes is not in it.
+            file, and the lanes. What CUDA itself takes is not in it.
     """
 
     def __init__(self, plan: bytes, described: EngineFile, library: Library, *, gpu: int = 0, lanes: int = 2) -> None:
@@ -60,13 +59,13 @@ class TensorRtEngine:
             with self._gpu.current():
                 loaded = Loaded(plan, library, self._gpu)
                 loaded.check_types(self._tensors.types)
-                lane_bytes = loaded.scratch_bytes + sum(self._tensors.most_bytes.values())
-                self._check_memory(lane_bytes)
+                self.lane_bytes = loaded.scratch_bytes + sum(self._tensors.most_bytes.values())
+                self._check_memory()
                 self._slots = _Slots([Slot(self._gpu, loaded, self._tensors) for _ in range(lanes)])
         except BaseException:
             self._free()
             raise
-        self.device_bytes = len(plan) + lanes * lane_bytes
+        self.device_bytes = len(plan) + lanes * self.lane_bytes
 
     def label(self, images: Images) -> Labels:
         """Labels of ``images``."""
@@ -97,13 +96,13 @@ class TensorRtEngine:
             answers = [slot.run(batch, outputs) for batch in batches]
         return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*answers, strict=True)]
 
-    def _check_memory(self, lane_bytes: int) -> None:
-        needed, free = self.lanes * lane_bytes, self._gpu.free_bytes()
+    def _check_memory(self) -> None:
+        needed, free = self.lanes * self.lane_bytes, self._gpu.free_bytes()
         if needed > free:
             raise EngineError(
-                f"the engine needs {needed / _MIB:.1f} MiB of {self._gpu.name} besides its weights, {lane_bytes / _MIB:.1f} "
-                f"for each of {self.lanes} lanes, and {free / _MIB:.1f} are free; use fewer lanes, or build it for smaller "
-                f"tiles or batches"
+                f"the engine needs {needed / MIB:.1f} MiB of {self._gpu.name} besides its weights, "
+                f"{self.lane_bytes / MIB:.1f} for each of {self.lanes} lanes, and {free / MIB:.1f} are free; "
+                f"use fewer lanes, {MORE_MEMORY}"
             )
 
 

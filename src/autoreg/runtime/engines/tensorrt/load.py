@@ -27,7 +27,8 @@ def load_tensorrt(
     """An engine for a model, on as many GPUs as there are lanes for.
 
     An engine that does not fit, because it was built for another GPU, by another version of the library, from another model
-    or for other tiles, is built anew in its place, with a warning that says why.
+    or for other tiles, is built anew in its place, with a warning that says why. One that the GPU has no memory for is not:
+    it would need as much again.
 
     Args:
         path: the engine, or the model that it is beside: ``model.engine`` is that of ``model.onnx``.

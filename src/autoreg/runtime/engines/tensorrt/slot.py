@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from autoreg.errors import EngineError
 from autoreg.runtime.engine import Images
-from autoreg.runtime.engines.tensorrt.cuda import Gpu, Graph, Stream
+from autoreg.runtime.engines.tensorrt.cuda import MIB, MORE_MEMORY, Gpu, Graph, Stream
 from autoreg.runtime.engines.tensorrt.engine_file import EngineFile
 from autoreg.runtime.engines.tensorrt.library import RTX, Library
 from autoreg.runtime.images import to_uint8
@@ -19,6 +20,8 @@ from autoreg.runtime.images import to_uint8
 _log = logging.getLogger("autoreg")
 
 _AGAIN = "build the engine again with autoreg build --overwrite"
+_OUT_OF_MEMORY = re.compile("out ?of ?memory", re.IGNORECASE)
+"""How TensorRT says so: by "Cuda Runtime (out of memory)" and "Error Code 2: OutOfMemory"."""
 _TILE, _OTHER = 0, 1
 """Optimisation profiles: of the one shape that an engine was built for, and of what is smaller or off the stride grid."""
 
@@ -90,12 +93,13 @@ class Loaded:
         """Have an engine loaded.
 
         Raises:
-            EngineError: the library does not load it.
+            EngineError: the library does not load it, or there is not enough memory.
         """
-        self._library = library
+        self._library, self._gpu = library, gpu
         trt = library.trt
+        library.take_errors()  # of something before, such as a way to compute that did not fit when the engine was built
         self._engine = trt.Runtime(library.logger).deserialize_cuda_engine(plan)
-        self.require(self._engine is not None, "load the engine")
+        self.require(self._engine is not None, f"load the engine of {len(plan) / MIB:.1f} MiB")
         gpu.on_close(self._drop)
 
     @property
@@ -135,8 +139,14 @@ class Loaded:
         Raises:
             EngineError: ``done`` is False.
         """
-        if not done:
-            raise EngineError(f"{self._library} could not {what}: {self._library.take_errors()}; {_AGAIN}")
+        if done:
+            return
+        said = self._library.take_errors()
+        advice = _AGAIN
+        if _OUT_OF_MEMORY.search(said):
+            free = self._gpu.free_bytes() / MIB
+            advice = f"the {free:.1f} MiB of memory that are free on {self._gpu.name} do not suffice: {MORE_MEMORY}"
+        raise EngineError(f"{self._library} could not {what}: {said}; {advice}")
 
     def _drop(self) -> None:
         self._engine = None
@@ -166,7 +176,7 @@ class Slot:
         self._recordable = True
         gpu.on_close(self._close)
         self._context = loaded.make_context()
-        self._require(self._context is not None, "make a context to run in")
+        self._require(self._context is not None, f"make a context of {loaded.scratch_bytes / MIB:.1f} MiB to run in")
 
     def run(self, images: NDArray[Any], outputs: tuple[str, ...]) -> list[NDArray[Any]]:
         """What the engine says of a batch or less, in arrays that are the caller's."""
