@@ -109,7 +109,7 @@ def precision_table() -> str:
     for size, found in result["sizes"].items():
         rows += [
             f"| {size}, {found['gflop_per_tile']} GFLOP a tile | {row['precision']} "
-            f"| {row['engine'].removesuffix(' on the CPU')} | {row['ms']} | {row['times_fp32_of_onnx_runtime']} x "
+            f"| {row['engine'].replace(' on the CPU', '')} | {row['ms']} | {row['times_fp32_of_onnx_runtime']} x "
             f"| {row['sgemm_percent']} % | {row['agreement_percent']} % |"
             for row in found["rows"]
         ]
