@@ -30,6 +30,7 @@ from autoreg.runtime.probabilities import probabilities
 from autoreg.train import TrainConfig, train_network
 from record import record
 
+STRIDES = {"tiny": 2, "small": 4}
 NETWORKS = (("tiny", 6), ("tiny", 27), ("small", 6), ("small", 27))
 """Size and number of clusters."""
 SIDE = 576
@@ -169,7 +170,9 @@ def make_graph(size: str, classes: int, folder: Path) -> tuple[onnx.ModelProto, 
     """The graph of a network as the exporter makes it, and the network's stride."""
     scene, path = folder / "train.tif", folder / f"{size}{classes}.pt"
     write_scene(0, 512, 512, scene)
-    config = TrainConfig(classes=classes, size=size, steps=30, crop_px=64, merge=False, overclustering=0, device="cpu")
+    config = TrainConfig(
+        classes=classes, size=size, stride=STRIDES[size], steps=30, crop_px=64, merge=False, overclustering=0, device="cpu"
+    )
     train_network([scene], path, config)
     checkpoint = load_checkpoint(path)
     return convert_network(strip(checkpoint.build_network()), checkpoint), checkpoint.network.stride

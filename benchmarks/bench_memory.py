@@ -29,7 +29,9 @@ def main() -> None:
         folder = Path(name)
         piece, checkpoint, model = folder / "piece.tif", folder / "checkpoint.pt", folder / "model.onnx"
         write_scene(0, PIECE, PIECE, piece)
-        train_network([piece], checkpoint, TrainConfig(classes=5, size="tiny", steps=30, crop_px=64, device="cpu"))
+        train_network(
+            [piece], checkpoint, TrainConfig(classes=5, stride=2, steps=30, batch_size=16, crop_px=64, device="cpu")
+        )
         export_onnx(checkpoint, model)
         with rasterio.open(piece) as dataset:
             pixels = dataset.read()

@@ -189,7 +189,9 @@ def prepare(folder: Path) -> Materials:
     scene, small, model, checkpoint = (folder / name for name in ("scene.tif", "small.tif", "model.onnx", "checkpoint.pt"))
     write_rgb(0, HEIGHT, WIDTH, scene)
     write_rgb(1, SMALL, SMALL, small)
-    settings = TrainConfig(classes=len(COVERS), size="tiny", steps=STEPS, crop_px=64, learning_rate=1e-3, device="cpu")
+    settings = TrainConfig(
+        classes=len(COVERS), stride=2, steps=STEPS, batch_size=16, crop_px=64, learning_rate=1e-3, device="cpu"
+    )
     train_network([small], checkpoint, settings)
     export_onnx(checkpoint, model)
 

@@ -155,7 +155,7 @@ def training_table() -> str:
 
 
 def recipe_table(where: str = "") -> str:
-    """The recipe of ``autoreg train`` beside what it should beat: on a CPU at reduced size, or ``_gpu``, at the defaults."""
+    """The recipe of ``autoreg train`` beside what it should beat: on a CPU, or ``_gpu``, with larger networks."""
     names = ("dubai", "india_rgbn")
     records = {name: load(f"recipe_{name}{where}") for name in names}
     contents = {name: content["result"] for name, content in records.items()}
@@ -165,7 +165,7 @@ def recipe_table(where: str = "") -> str:
     heads = [f"{name}, {images}" for name in names for images in ("trained on", "left out")]
     rows = [
         f"Accuracy / mIoU in percent, mean ± deviation over seeds {seeds}, each with another third of the scenes left out. "
-        f"All rows: {common or 'the default size, small, and 500 steps'}; on {device}.",
+        f"All rows: {common}; on {device}.",
         "",
         f"| | {' | '.join(heads)} |",
         f"| --- |{' --- |' * len(heads)}",

@@ -69,7 +69,7 @@ LENSES = RPC(
 
 SHORT = TrainConfig(
     classes=4,
-    size="tiny",
+    stride=2,
     steps=25,
     batch_size=4,
     crop_px=32,
@@ -170,7 +170,7 @@ def checkpoint(scenes: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
     """A short but real training."""
     path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
     config = TrainConfig(
-        classes=5, size="tiny", steps=10, batch_size=4, crop_px=32, displacement_px=2, learning_rate=2e-3, device="cpu"
+        classes=5, stride=2, steps=10, batch_size=4, crop_px=32, displacement_px=2, learning_rate=2e-3, device="cpu"
     )
     train_network(scenes, path, config)
     return path

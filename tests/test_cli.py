@@ -41,7 +41,7 @@ def refused(result: subprocess.CompletedProcess[str], message: str, status: int 
 
 
 def test_the_default_names_chain(scenes: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "train.toml").write_text('size = "tiny"\nsteps = 25\nbatch_size = 4\ncrop_px = 32\nlearning_rate = 2e-3\n')
+    (tmp_path / "train.toml").write_text("stride = 2\nsteps = 25\nbatch_size = 4\ncrop_px = 32\nlearning_rate = 2e-3\n")
     trained = fresh_autoreg("train", *scenes, "-c", "train.toml", "-k", 4, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "next: autoreg export checkpoint.pt" in trained.stdout
@@ -159,7 +159,7 @@ def wait_for(process: subprocess.Popen[str], text: str) -> None:
 
 
 def test_ctrl_c_leaves_a_checkpoint_that_can_be_resumed(scenes: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "train.toml").write_text('size = "tiny"\nsteps = 5000\nbatch_size = 4\ncrop_px = 32\n')
+    (tmp_path / "train.toml").write_text("stride = 2\nsteps = 5000\nbatch_size = 4\ncrop_px = 32\n")
     command = [*AUTOREG, "train", *map(str, scenes), "-c", "train.toml"]
     with subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         wait_for(process, "step 1 of 5000")
@@ -288,7 +288,7 @@ def test_a_method_to_compare_with_goes_through_the_whole_chain(scenes: list[Path
         for folder, source in (("images", scene), ("truth", scene.with_name(f"truth{index}.tif"))):
             (tmp_path / folder).mkdir(exist_ok=True)
             (tmp_path / folder / f"{index}.tif").write_bytes(source.read_bytes())
-    (tmp_path / "small.toml").write_text('size = "tiny"\nbatch_size = 4\ncrop_px = 32\n')
+    (tmp_path / "small.toml").write_text("stride = 2\nbatch_size = 4\ncrop_px = 32\n")
     trained = autoreg("baseline", "kmeans", *scenes, "-c", "small.toml", "-k", 5, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "step 0 of 0" in trained.stdout

@@ -6,7 +6,7 @@ from autoreg.train import BASELINES
 
 SETTINGS: dict[str, Any] = {
     "classes": 4,
-    "size": "tiny",
+    "stride": 2,
     "steps": 4,
     "batch_size": 4,
     "crop_px": 32,

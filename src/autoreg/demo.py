@@ -20,9 +20,10 @@ BANDS = ("red", "green", "blue", "nir")
 COVERS = ("water", "forest", "crops", "built-up", "bare")
 SETTINGS = f"""\
 # Small and fast, for textures of a few pixels; without a file like this, autoreg train takes its defaults.
-size = "tiny"
+stride = 2
 classes = {len(COVERS)}
 steps = 400
+batch_size = 16
 crop_px = 64
 learning_rate = 1e-3
 """

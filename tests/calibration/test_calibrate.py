@@ -230,7 +230,7 @@ def test_a_model_that_normalises_each_scene_is_calibrated_on_what_it_sees(tmp_pa
     ids=lambda settings: " ".join(f"{name} {value}" for name, value in settings.items()),
 )
 def test_networks_of_all_kinds_become_legal_models(settings: dict[str, Any], scenes: list[Path], tmp_path: Path) -> None:
-    config = load_config(None, {"classes": 4, "size": "tiny", "max_width": 64, "crop_px": 32, "batch_size": 4, **settings})
+    config = load_config(None, {"classes": 4, "stride": 2, "max_width": 64, "crop_px": 32, "batch_size": 4, **settings})
     train_network(scenes, tmp_path / "c.pt", dataclasses.replace(config, steps=4, displacement_px=2, device="cpu"))
     export_onnx(tmp_path / "c.pt", tmp_path / "m.onnx")
     result = calibrate_model(tmp_path / "m.onnx", scenes, tmp_path / "8.onnx", tile_px=32, tiles=8, min_agreement=0.2)

@@ -221,7 +221,7 @@ def test_each_scene_gets_the_statistics_of_all_of_them(tmp_path: Path) -> None:
 def test_normalisation_by_scene_is_a_setting_that_the_checkpoint_keeps(tmp_path: Path) -> None:
     base = noise(2, 64, 64) // 4
     paths = [save_raster(tmp_path / f"{gain}.tif", base * gain) for gain in (1, 4)]
-    options: dict[str, Any] = {"size": "tiny", "steps": 1, "batch_size": 4, "crop_px": 32, "displacement_px": 2}
+    options: dict[str, Any] = {"stride": 2, "steps": 1, "batch_size": 4, "crop_px": 32, "displacement_px": 2}
     train_network(paths, tmp_path / "c.pt", TrainConfig(normalisation="scene", device="cpu", **options))
     checkpoint = load_checkpoint(tmp_path / "c.pt")
     assert checkpoint.normalisation == "scene"

@@ -18,7 +18,7 @@ from autoreg.train import Status, TrainConfig, resume_training, train_network
 from autoreg.train.log import Measurement, TrainingLog, log_path, read_log
 from autoreg.train.recording import record_training
 
-SHORT = TrainConfig(classes=4, size="tiny", steps=25, batch_size=4, crop_px=32, displacement_px=2, device="cpu")
+SHORT = TrainConfig(classes=4, stride=2, steps=25, batch_size=4, crop_px=32, displacement_px=2, device="cpu")
 TIMES = ("time", "seconds", "images_per_second")
 """What no two trainings share."""
 

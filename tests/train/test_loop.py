@@ -11,7 +11,7 @@ from autoreg.network.checkpoint import load_checkpoint
 from autoreg.train import Status, TrainConfig, resume_training, train_network
 from conftest import noise, save_raster
 
-SHORT = TrainConfig(classes=5, size="tiny", steps=8, batch_size=4, crop_px=32, displacement_px=2, device="cpu")
+SHORT = TrainConfig(classes=5, stride=2, steps=8, batch_size=4, crop_px=32, displacement_px=2, device="cpu")
 
 
 def test_it_learns(scenes: list[Path], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from conftest import noise, save_raster
 
 SHORT: dict[str, Any] = {
     "classes": 4,
-    "size": "tiny",
+    "stride": 2,
     "steps": 40,
     "batch_size": 8,
     "crop_px": 32,

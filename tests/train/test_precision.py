@@ -11,7 +11,7 @@ from autoreg.train.losses import joint_distribution, joint_per_displacement, mut
 from autoreg.train.precision import Precision
 
 CPU = torch.device("cpu")
-SHORT = TrainConfig(classes=4, size="tiny", steps=4, batch_size=4, crop_px=32, displacement_px=2, device="cpu")
+SHORT = TrainConfig(classes=4, stride=2, steps=4, batch_size=4, crop_px=32, displacement_px=2, device="cpu")
 
 
 @pytest.fixture

@@ -209,7 +209,7 @@ def test_clusters_that_are_merged_in_the_end_are_told_apart_from_those_of_the_ma
 @pytest.mark.parametrize("name", ["kmeans", "deepcluster"])
 def test_any_objective_and_any_raster_has_a_page(tmp_path: Path, name: str) -> None:
     paths = [save_raster(tmp_path / "a.tif", noise(7, 64, 64).astype(np.uint16) * 100)]
-    options = {"size": "tiny", "batch_size": 4, "crop_px": 32, "classes": 3, "device": "cpu"}
+    options = {"stride": 2, "batch_size": 4, "crop_px": 32, "classes": 3, "device": "cpu"}
     options |= {"steps": 12} if name == "deepcluster" else {}
     config, output = load_config(None, options, BASELINES[name]), tmp_path / "c.pt"
     seen: list[Status] = []

@@ -101,7 +101,7 @@ def test_the_best_one_of_another_training_is_asked_for_and_then_removed(scenes: 
 
 def test_a_killed_training_goes_on_to_the_weights_of_one_that_was_not(scenes: list[Path], tmp_path: Path) -> None:
     (tmp_path / "t.toml").write_text(
-        'size = "tiny"\nsteps = 30\nbatch_size = 4\ncrop_px = 32\ndisplacement_px = 2\ndropout = 0.1\noverclustering = 2\n'
+        "stride = 2\nsteps = 30\nbatch_size = 4\ncrop_px = 32\ndisplacement_px = 2\ndropout = 0.1\noverclustering = 2\n"
     )
     whole, path = tmp_path / "whole.pt", tmp_path / "c.pt"
     command = [sys.executable, "-m", "autoreg", "train", *map(str, scenes), "-o", str(path), "--checkpoint-steps", "1"]

@@ -10,7 +10,7 @@ from autoreg.train.study import Moment, Row, run_study
 
 COMMON = {
     "classes": 5,
-    "size": "tiny",
+    "stride": 2,
     "steps": 6,
     "batch_size": 4,
     "crop_px": 32,

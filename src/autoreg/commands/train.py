@@ -21,8 +21,8 @@ _seed = click.option("--seed", type=int, help="Of the initial weights, crops and
 _device = click.option("--device", help="auto, cpu or cuda.  [default: auto]")
 _config = click.option("-c", "--config", "config_path", type=PATH, help="Settings in TOML; options given here win over it.")
 _classes = click.option("-k", "--classes", type=int, help="Number of clusters.  [default: 6]")
-_size = click.option("--size", help="tiny, small, base or paper.  [default: small]")
-_steps = click.option("--steps", type=int, help="Updates of the weights in all.  [default: 500]")
+_size = click.option("--size", help="tiny, small, base or paper.  [default: tiny]")
+_steps = click.option("--steps", type=int, help="Updates of the weights in all.  [default: 300]")
 _checkpoint_steps = click.option(
     "--checkpoint-steps", type=int, help="Steps between two saves; 0: at the end only.  [default: 100]"
 )

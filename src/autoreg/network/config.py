@@ -127,7 +127,7 @@ class Size(NamedTuple):
 
 
 SIZES: dict[str, Size] = {
-    "tiny": Size(32, 3, "constant", 32, 2),
+    "tiny": Size(32, 3, "constant", 32, 4),
     "small": Size(64, 5, "constant", 64, 4),
     "base": Size(64, 5, "double", 256, 4),
     "paper": Size(64, 5, "double", 2048, 2),

@@ -79,7 +79,7 @@ class TrainConfig:
     classes: int = 6
     objective: str = "clustering"
     network: str = "F2"
-    size: str = "small"
+    size: str = "tiny"
     widths: str = ""
     max_width: int = 0
     stride: int = 0
@@ -91,8 +91,8 @@ class TrainConfig:
     orderings: tuple[str, ...] = ("raster",)
     sampling: str = "no_rep"
     crossed: bool = True
-    steps: int = 500
-    batch_size: int = 16
+    steps: int = 300
+    batch_size: int = 8
     crop_px: int = 128
     normalisation: str = "global"
     displacement_px: int = 5
@@ -104,7 +104,7 @@ class TrainConfig:
     merge: bool = True
     embedding: int = 64
     samples: int = 256
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     colour_jitter: float = 0.0
     flip: bool = True
     rotate: bool = True
