@@ -25,7 +25,6 @@ from autoreg.train import TrainConfig, train_network
 from record import record
 
 SIDES = {"tiny": 4096, "small": 4096, "base": 1024}
-STRIDES = {"tiny": 2, "small": 4, "base": 4}
 """Of the rasters that networks of each size segment, so that each takes some seconds."""
 ROUNDS = 5
 EXACT_SIDE = 2047
@@ -69,9 +68,7 @@ def make_model(size: str, folder: Path) -> Path:
     """A model of a network of ``size``."""
     scene, checkpoint = folder / "train.tif", folder / f"{size}.pt"
     write_scene(0, 512, 512, scene)
-    train_network(
-        [scene], checkpoint, TrainConfig(classes=5, size=size, stride=STRIDES[size], steps=30, crop_px=64, device="cpu")
-    )
+    train_network([scene], checkpoint, TrainConfig(classes=5, size=size, steps=30, crop_px=64, device="cpu"))
     export_onnx(checkpoint, folder / f"{size}.onnx")
     return folder / f"{size}.onnx"
 

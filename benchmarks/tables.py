@@ -63,7 +63,7 @@ def segment_table() -> str:
         for size, found in result["tiles"].items()
     ]
     rows += [
-        f"| peak memory of the process, size tiny, {side} x {side} px | {found['peak_mb']} MB |"
+        f"| peak memory of the process, size tiny at stride 2, {side} x {side} px | {found['peak_mb']} MB |"
         for side, found in memory["squares"].items()
     ]
     sparse = memory["sparse"]

@@ -29,7 +29,9 @@ from conftest import noise, shorten_fits
 from forks import FORKS
 
 RANKS = 2
-SHORT = TrainConfig(classes=5, stride=2, steps=6, batch_size=4, crop_px=32, displacement_px=2, device="cpu")
+SHORT = TrainConfig(
+    classes=5, stride=2, steps=6, batch_size=4, crop_px=32, displacement_px=2, learning_rate=3e-4, device="cpu"
+)
 BANDS = ("red", "green", "blue")
 
 STEPS: dict[str, dict[str, Any]] = {
@@ -104,7 +106,8 @@ def test_a_step_of_two_ranks_is_the_step_of_one_with_all_images(tmp_path: Path) 
 
 def test_torchrun_trains_what_one_process_trains_with_twice_the_batch(scenes: list[Path], tmp_path: Path) -> None:
     (tmp_path / "train.toml").write_text(
-        "stride = 2\nsteps = 6\nbatch_size = 4\ncrop_px = 32\ndisplacement_px = 2\ncheckpoint_steps = 4\nmerge = false\n"
+        "stride = 2\nsteps = 6\nbatch_size = 4\ncrop_px = 32\ndisplacement_px = 2\nlearning_rate = 3e-4\n"
+        "checkpoint_steps = 4\nmerge = false\n"
     )
     words = ["-m", "autoreg", "train", *map(str, scenes), "-c", "train.toml", "-k", "5", "-o", "two.pt", "--device", "cpu"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), *words]

@@ -108,7 +108,7 @@ def test_its_figures_are_those_of_the_log_and_the_network(trained: Path) -> None
     assert len(page.images) == 3 * len(checkpoint.samples)
     assert "2 rasters like 0.tif" in page.text
     assert "4 bands (red, green, blue, nir) of uint8" in page.text
-    for name in ("classes", "size", "steps", "batch_size", "crop_px"):
+    for name in ("classes", "stride", "steps", "batch_size", "crop_px"):
         assert f"{name}{getattr(SHORT, name)}{getattr(TrainConfig(), name)}" in page.text
     assert "entropy_weight" not in page.text
     assert "autoreg export" in page.text
