@@ -25,8 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "potsdam": _POTSDAM | {"classes": 6, "learning_rate": 4e-5},
 }
 """Table 8, and what the paper says elsewhere. The learning rate of Potsdam-3 has no mantissa there, unlike its neighbours;
-it may have been 4e-6. Steps are not given; IIC's released run on Potsdam-3 was best after
-1140."""
+it may have been 4e-6. Steps are not given; IIC's released run on Potsdam-3 was best after 1140."""
 
 BASELINES: dict[str, dict[str, Any]] = {
     "random": _WITHOUT_RECIPE | {"steps": 0},

@@ -40,7 +40,7 @@ class Growth:
 def peak_bytes() -> int:
     """Most resident memory of this process so far."""
     with suppress(OSError):
-        # The usage would be that of the process that started this one, too, until then.
+        # What getrusage says begins with the peak of the process that started this one.
         if (peak := _resident_bytes("VmHWM")) is not None:
             return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
