@@ -58,7 +58,9 @@ def main() -> None:
 
 def train(size: str, scenes: list[Path], checkpoint: Path) -> None:
     """A network that has seen enough to have something to say."""
-    config = TrainConfig(classes=CLASSES, size=size, stride=4, learning_rate=5e-4, device="cpu", **TRAINING[size])
+    config = TrainConfig(
+        classes=CLASSES, size=size, stride=4, learning_rate=5e-4, ensemble=1, device="cpu", **TRAINING[size]
+    )
     start = time.monotonic()
     train_network(scenes, checkpoint, config)
     print(f"{size}: trained in {time.monotonic() - start:.0f} s", flush=True)

@@ -19,7 +19,7 @@ from autoreg.evaluation import pair_files
 from autoreg.train import BASELINES, PAPER, Status
 from autoreg.train.study import Pairs, run_study
 from bench_ablation import parse_setting
-from record import record
+from record import load, record
 
 CLASSES = {"dubai": 5, "india_rgbn": 3}
 ROWS: dict[str, dict[str, Any]] = {
@@ -40,6 +40,7 @@ def main() -> None:
     pairs = pair_files(folder / "images", folder / "labels")
     common = {"classes": CLASSES[options.name]} | dict(parse_setting(text) for text in options.set)
     rows = {name: settings for name, settings in ROWS.items() if not options.rows or name in options.rows}
+    kept = _recorded(options.name, common, options.seeds) if options.rows else {}
     start = time.monotonic()
 
     def report(name: str, seed: int, status: Status) -> None:
@@ -57,6 +58,7 @@ def main() -> None:
             progress=report,
         )
         print(f"{time.monotonic() - start:6.0f} s  {result[-1].summary()}", file=sys.stderr, flush=True)
+    kept |= {row.name: row.summary() for row in result}
     record(
         f"recipe_{options.name}",
         {
@@ -65,10 +67,18 @@ def main() -> None:
             "left_out": [len(split(pairs, seed)[1]) for seed in options.seeds],
             "common": common,
             "seeds": options.seeds,
-            "rows": [row.summary() for row in result],
+            "rows": [kept[name] for name in ROWS if name in kept],
             "minutes": round((time.monotonic() - start) / 60, 1),
         },
     )
+
+
+def _recorded(name: str, common: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
+    """The rows of the record, if it is of the same settings and seeds."""
+    before = load(f"recipe_{name}")["result"]
+    if (before["common"], before["seeds"]) != (common, seeds):
+        raise SystemExit(f"the record is of {before['common']} and seeds {before['seeds']}: run all rows, or those")
+    return {row["name"]: row for row in before["rows"]}
 
 
 def split(pairs: Pairs, seed: int) -> tuple[Pairs, Pairs]:
@@ -86,8 +96,8 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=CLASSES)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
-    parser.add_argument("--rows", nargs="*", default=[], help="names of the rows to run; all if none is given")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="*", default=[], help="rows to run, and the others stay as recorded; all if none")
+    parser.add_argument("--seeds", nargs="*", type=int, default=list(range(9)))
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of all rows, as in TOML")
     return parser.parse_args()
 

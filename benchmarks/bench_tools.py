@@ -190,7 +190,7 @@ def prepare(folder: Path) -> Materials:
     write_rgb(0, HEIGHT, WIDTH, scene)
     write_rgb(1, SMALL, SMALL, small)
     settings = TrainConfig(
-        classes=len(COVERS), stride=2, steps=STEPS, batch_size=16, crop_px=64, learning_rate=1e-3, device="cpu"
+        classes=len(COVERS), stride=2, steps=STEPS, batch_size=16, crop_px=64, learning_rate=1e-3, ensemble=1, device="cpu"
     )
     train_network([small], checkpoint, settings)
     export_onnx(checkpoint, model)

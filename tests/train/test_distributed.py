@@ -21,7 +21,7 @@ from autoreg.network.checkpoint import load_checkpoint
 from autoreg.network.network import Network
 from autoreg.network.orderings import find_orderings
 from autoreg.train import TrainConfig, resume_training, train_network
-from autoreg.train.distributed import average_gradients, join_ranks, rank, share_batch
+from autoreg.train.distributed import average_gradients, join_ranks, rank, rank_count, share_batch
 from autoreg.train.objectives import Step, make_objective
 from autoreg.train.shared_norm import SharedBatchNorm2d, share_norms
 from autoreg.train.views import CROSSED, calibrate_network
@@ -131,6 +131,23 @@ def test_torchrun_trains_what_one_process_trains_with_twice_the_batch(scenes: li
         with torch.no_grad():
             logits = [part.build_network().train()(one.samples) for part in (one, two)]
         torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+
+
+def train_ensemble(scenes: list[Path], folder: Path) -> None:
+    config = dataclasses.replace(
+        SHORT, overclustering=2, ensemble=2, steps=3, batch_size=SHORT.batch_size * 2 // rank_count()
+    )
+    train_network(scenes, folder / f"{rank_count()}.pt", config)
+
+
+def test_two_ranks_train_the_ensemble_of_one_with_twice_the_batch(scenes: list[Path], tmp_path: Path) -> None:
+    assert run_ranks(train_ensemble, scenes, tmp_path) == [0, 0]
+    train_ensemble(scenes, tmp_path)
+    one, two = (load_checkpoint(tmp_path / f"{count}.pt").loop["members"] for count in (1, 2))
+    for expected, found in zip(one, two, strict=True):
+        for name, value in expected.items():
+            if name.startswith("auxiliary."):
+                torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
 def stop_and_resume(scenes: list[Path], folder: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autoreg.errors import CheckpointError, ConfigError, OutputError
-from autoreg.network.checkpoint import load_checkpoint
+from autoreg.network.checkpoint import load_checkpoint, save_checkpoint
 from autoreg.train import Status, TrainConfig, resume_training, train_network
 from conftest import noise, save_raster
 
@@ -33,6 +33,41 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(scenes: li
         weights.append(load_checkpoint(tmp_path / f"{index}.pt").weights)
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not torch.equal(weights[0]["decoder.weight"], weights[2]["decoder.weight"])
+
+
+def test_the_networks_of_an_ensemble_train_as_if_alone_and_one_is_kept(scenes: list[Path], tmp_path: Path) -> None:
+    seen: list[Status] = []
+    config = dataclasses.replace(SHORT, overclustering=2)
+    for ensemble in (1, 3):
+        path = tmp_path / f"{ensemble}.pt"
+        train_network(scenes, path, dataclasses.replace(config, ensemble=ensemble), progress=seen.append)
+    assert {status.images for status in seen} == {4, 12}
+    alone, together = (load_checkpoint(tmp_path / f"{ensemble}.pt") for ensemble in (1, 3))
+    trained = [name for name in alone.weights if not name.startswith("decoder.")]
+    first, *others = together.loop["members"]
+    assert all(torch.equal(first[name], alone.weights[name]) for name in trained)
+    for other in others:
+        assert not torch.equal(other["auxiliary.0.weight"], first["auxiliary.0.weight"])
+        assert not torch.equal(other["extractor.0.conv.norm.running_mean"], first["extractor.0.conv.norm.running_mean"])
+    kept = [all(torch.equal(state[name], together.weights[name]) for name in state) for state in together.loop["members"]]
+    assert sorted(kept) == [False, False, True]
+    assert (tmp_path / "3.pt").stat().st_size < 3.3 * (tmp_path / "1.pt").stat().st_size, "what is kept is not held twice"
+
+
+def test_an_ensemble_goes_on_with_all_its_networks(scenes: list[Path], tmp_path: Path) -> None:
+    config = dataclasses.replace(SHORT, overclustering=2, steps=2)
+    train_network(scenes, tmp_path / "c.pt", config)
+    whole = load_checkpoint(tmp_path / "c.pt")
+    broken = dataclasses.replace(whole, loop=whole.loop | {"members": whole.loop["members"][:2]})
+    save_checkpoint(broken, tmp_path / "broken.pt", overwrite=False)
+    with pytest.raises(CheckpointError, match=r"broken\.pt has no valid state of the training to go on from"):
+        resume_training(scenes, tmp_path / "broken.pt", {"steps": 4})
+    train_network(scenes, tmp_path / "longer.pt", dataclasses.replace(config, steps=4))
+    resume_training(scenes, tmp_path / "c.pt", {"steps": 4})
+    longer, resumed = (load_checkpoint(tmp_path / name) for name in ("longer.pt", "c.pt"))
+    for one, other in zip(longer.loop["members"], resumed.loop["members"], strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert all(torch.equal(longer.weights[name], resumed.weights[name]) for name in longer.weights)
 
 
 def test_stopping_and_resuming_gives_the_weights_of_an_uninterrupted_training(scenes: list[Path], tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Merging of trained clusters by their surroundings."""
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from torch import nn
 from autoreg.network.config import NetworkConfig
 from autoreg.network.network import Network
 from autoreg.train.data import Batch
-from autoreg.train.merging import fit_linear, fit_merged_decoder, merge_clusters
+from autoreg.train.merging import EXPONENT, fit_linear, fit_merged_decoder, merge_clusters
 
 
 def joint_of(parts: list[list[float]], mixing: float) -> torch.Tensor:
@@ -41,14 +40,14 @@ def test_the_order_of_the_clusters_does_not_matter() -> None:
 
 
 def test_the_pair_is_merged_that_leaves_the_most_information() -> None:
-    """Against the definition, I / H^(1/2) of all pairings, down to two groups."""
+    """Against the definition, I / H^0.6 of all pairings, down to two groups."""
     joint = np.random.default_rng(0).random((7, 7)) ** 4
     joint = (joint + joint.T) / (2 * joint.sum())
 
     def gain(members: list[tuple[int, ...]]) -> float:
         merged = np.array([[joint[np.ix_(one, other)].sum() for other in members] for one in members])
         entropy = float(entr(merged.sum(axis=1)).sum())
-        return (2 * entropy - float(entr(merged).sum())) / math.sqrt(entropy)
+        return float((2 * entropy - entr(merged).sum()) / entropy**EXPONENT)
 
     expected: list[tuple[int, ...]] = [(index,) for index in range(7)]
     while len(expected) > 2:
@@ -71,6 +70,14 @@ def test_a_cluster_that_is_hardly_used_makes_no_group(ghost: float) -> None:
     found = merge_clusters(joint, 3).tolist()
     assert found[:6] == [0, 0, 0, 1, 1, 2]
     assert ghost == 0 or found[6] == 2, "it joins what it meets most"
+
+
+def test_no_group_is_next_to_nothing_if_another_can_be_made() -> None:
+    """The last cluster is like no other, but has less than a tenth of a third; so one with two clusters stays two groups."""
+    joint = joint_of([[0.5, 0.2], [0.18, 0.1], [0.02]], mixing=0.01)
+    joint[4, 2] = joint[2, 4] = 1e-3
+    assert merge_clusters(joint, 3).tolist() == [0, 0, 1, 2, 1]
+    assert merge_clusters(joint_of([[0.5, 0.2], [0.15, 0.1], [0.05]], mixing=0.01), 3).tolist() == [0, 0, 1, 1, 2]
 
 
 def test_there_are_as_many_groups_as_asked_for_even_if_fewer_clusters_are_used() -> None:
@@ -104,7 +111,28 @@ def test_the_decoder_says_the_groups(decoders: int) -> None:
     regions = (np.arange(32) >= 20).astype(int)[None, None, :, None]
     images = np.eye(6, dtype=np.float32)[colours + 3 * regions].transpose(1, 0, 4, 2, 3)
     batches = [Batch(np.ascontiguousarray(part), np.ones((8, 32, 32), np.bool_)) for part in images]
-    fit_merged_decoder(network, batches)
+    fit_merged_decoder([network], batches)
     with torch.no_grad():
         labels = network(torch.from_numpy(batches[0].images)).argmax(dim=1).numpy()
+    assert (labels == np.broadcast_to(regions[0], labels.shape)).all()
+
+
+def test_networks_vote_and_the_one_that_says_the_groups_best_is_kept() -> None:
+    """Six colours in two regions; one network does not see two of them, and the clusters of one lie across the regions."""
+    networks = [Network(NetworkConfig(6, 2, 6, (), 1, extractor="pixels", aux_classes=6)) for _ in range(4)]
+    blind, across, *_ = networks
+    with torch.no_grad():
+        for network in networks:
+            network.aux_decoders[0].weight.copy_(20 * torch.eye(6)[:, :, None, None])
+        across.aux_decoders[0].weight.copy_(20 * torch.eye(3).tile(2, 2)[:, :, None, None])
+        blind.std.copy_(torch.tensor([1e9, 1, 1, 1, 1, 1e9]))
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 3, (8, 2, 32, 32))
+    regions = (np.arange(32) >= 20).astype(int)[None, None, :, None]
+    images = np.eye(6, dtype=np.float32)[colours + 3 * regions].transpose(1, 0, 4, 2, 3)
+    batches = [Batch(np.ascontiguousarray(part), np.ones((8, 32, 32), np.bool_)) for part in images]
+    kept = fit_merged_decoder(networks, batches)
+    assert kept is not blind
+    with torch.no_grad():
+        labels = kept(torch.from_numpy(batches[0].images)).argmax(dim=1).numpy()
     assert (labels == np.broadcast_to(regions[0], labels.shape)).all()

@@ -199,7 +199,7 @@ def test_clusters_that_are_merged_in_the_end_are_told_apart_from_those_of_the_ma
         record.finish(status)
     page, log = read(write_report(output)), read_log(log_path(output))
     assert {len(item.usage) for item in log.measurements} == {32}
-    assert "These 32 clusters are merged in the end into those of the maps" in page.text
+    assert "in the end, those of all are merged into those of the maps" in page.text
     assert "log 32 = 3.466" in page.text
     assert f"{status.clusters_used} of 4" in page.text
     assert "pixels_3" in page.figures

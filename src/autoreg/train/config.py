@@ -45,7 +45,7 @@ class TrainConfig:
         crossed: two orderings for each view, crossed; if false, one each and a symmetrised loss, as in the paper, which
             rewards a network that tells the orderings apart (see ``train/views.py``).
         steps: updates of the weights in all; 0 for a network that stays as it is. With more, clusters turn to detail.
-        batch_size: crops per step; a multiple of 4 where orderings are crossed.
+        batch_size: crops per step and network; a multiple of 4 where orderings are crossed.
         crop_px: side of a crop; a multiple of the stride.
         normalisation: ``global``: each raster is normalised with the mean and deviation of all; ``scene``: with its own, in
             training and wherever the model runs, which suits scenes that were stretched or lit differently.
@@ -58,6 +58,8 @@ class TrainConfig:
         entropy_weight: of the marginal entropies in the objective; 1 is the paper's eq. 12, IIC's public code has 1.5.
         overclustering: auxiliary decoders tell this many times ``classes`` clusters; 0: there is none.
         heads: how many of them there are. They start differently and find other clusters.
+        ensemble: where clusters are merged, so many networks are trained side by side, each with its own weights, crops and
+            orderings. Their clusters are merged together, and the network that says the merged ones best is kept.
         merge: only the auxiliary decoders are trained, and all their clusters are merged by their surroundings into
             ``classes``, of any size (see ``train/merging.py``); if false, they only help the training of those.
         embedding: channels of the features that ``representation`` learns; the paper does not say.
@@ -101,6 +103,7 @@ class TrainConfig:
     entropy_weight: float = 1.5
     overclustering: int = 8
     heads: int = 3
+    ensemble: int = 3
     merge: bool = True
     embedding: int = 64
     samples: int = 256
@@ -141,6 +144,7 @@ class TrainConfig:
             ("displacement_px", 0, self.crop_px - 1),
             ("overclustering", 0, 4096 // self.classes),
             ("heads", 1, 16),
+            ("ensemble", 1, 16),
             ("embedding", 1, 4096),
             ("samples", 1, 2**20),
             ("colour_jitter", 0, 0.5),
@@ -180,6 +184,11 @@ class TrainConfig:
             )
         if self.objective == "deepcluster" and not self.overclustering:
             raise ConfigError("deepcluster needs overclustering, how many times the classes it tells apart; IIC has 10")
+
+    @property
+    def members(self) -> int:
+        """How many networks are trained."""
+        return self.ensemble if self.objective == "clustering" and self.merge else 1
 
     def network_config(self, bands: int, backbone: tuple[int, int] | None = None) -> NetworkConfig:
         """The layers of the network.

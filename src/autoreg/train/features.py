@@ -11,6 +11,9 @@ from autoreg.train.data import Batch
 _CROPS, _CELLS = 512, 2**15
 """What is fitted to: so many crops, because crops that follow each other are from few places, and so many of their cells."""
 
+_AT_ONCE = 32
+"""Crops of a part: what is computed of a batch may be many times its size."""
+
 
 def unmasked_features(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     """Features of a batch without ordering, (N, C, h, w), and which of its cells hold data only, bool (N, h, w)."""
@@ -20,10 +23,13 @@ def unmasked_features(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def fitting_batches(batches: Iterable[Batch]) -> Iterator[tuple[Batch, int]]:
-    """The first of ``batches``, and how many cells of each to fit to; all together give some ten thousands."""
+    """The first of ``batches``, in parts, and how many cells of each to fit to; all together give some ten thousands."""
     crops = 0
     for batch in batches:
-        yield batch, max(_CELLS * len(batch.images) // _CROPS, 1)
+        for start in range(0, len(batch.images), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            part = Batch(batch.images[some], batch.valid[some])
+            yield part, max(_CELLS * len(part.images) // _CROPS, 1)
         crops += len(batch.images)
         if crops >= _CROPS:
             return

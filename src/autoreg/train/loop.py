@@ -3,12 +3,14 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoreg.errors import CheckpointError, ConfigError
@@ -28,7 +30,7 @@ from autoreg.train.distributed import (
     sum_over_ranks,
     together,
 )
-from autoreg.train.objectives import Gain, Objective, Step
+from autoreg.train.objectives import Gain, Objective, Step, average_gains
 from autoreg.train.precision import Precision
 from autoreg.train.saving import Saver
 from autoreg.train.scenes import Scenes
@@ -50,30 +52,41 @@ Observe = Callable[[Network, Status], None]
 
 
 class Training:
-    """Network, objective, optimiser and step: what a checkpoint holds."""
+    """Networks, objective, optimiser and step: what a checkpoint holds.
 
-    def __init__(self, network: Network, objective: Objective, scenes: Scenes, config: TrainConfig) -> None:
-        self.network, self.objective, self.scenes, self.config = network, objective, scenes, config
+    The networks of an ensemble see crops of the same scenes, and have nothing else in common until their clusters are
+    merged. One of them is then kept, ``network``; before that it is the first.
+    """
+
+    def __init__(self, networks: Sequence[Network], objective: Objective, scenes: Scenes, config: TrainConfig) -> None:
+        self.networks, self.objective, self.scenes, self.config = networks, objective, scenes, config
+        self.network = networks[0]
+        self.trained = objective.trained_decoder(self.network)
         # A decoder that is fitted in the end must not be moved; what requires no gradient is somebody's frozen backbone.
-        self.trained = objective.trained_decoder(network)
-        fitted = () if self.trained is network.decoder else tuple(network.decoder.parameters())
+        fits = self.trained is not self.network.decoder
+        fitted = [parameter for network in networks if fits for parameter in network.decoder.parameters()]
         self.parameters = [
             parameter
-            for parameter in (*network.parameters(), *objective.parameters())
+            for module in (*networks, objective)
+            for parameter in module.parameters()
             if parameter.requires_grad and not any(parameter is other for other in fitted)
         ]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate) if self.parameters else None
-        if rank_count() > 1:
-            share_norms(network)
-        accelerate(network, compiler="inductor" if config.compile else None, checkpointing=config.checkpointing)
-        self.precision = Precision(config.precision, network.mean.device)
+        for network in networks:
+            if rank_count() > 1:
+                share_norms(network)
+            accelerate(network, compiler="inductor" if config.compile else None, checkpointing=config.checkpointing)
+        self.precision = Precision(config.precision, self.network.mean.device)
         self.share = share_batch(config.batch_size, CROSSED**2 if config.crossed else 1)
+        self._crops = self.share.total * len(networks)
         self.step = 0
         self.samples: Tensor | None = None
 
     def restore(self, checkpoint: Checkpoint, saver: Saver, path: Path) -> None:
-        """Go on from ``checkpoint``, whose weights the network has already."""
+        """Go on from ``checkpoint``."""
         try:
+            for network, state in zip(self.networks, checkpoint.loop["members"], strict=True):
+                network.load_state_dict(state)
             if self.optimizer:
                 self.optimizer.load_state_dict(checkpoint.loop["optimizer"])
             self.objective.load_state_dict(checkpoint.loop["objective"])
@@ -104,11 +117,12 @@ class Training:
         should_stop: Callable[[], bool],
     ) -> Status:
         """Do the steps that are left, save now and then and at the end."""
-        config, network, trained = self.config, self.network.train(), self.trained
+        config, network, trained = self.config, self.network, self.trained
         exportable = trained is network.decoder
-        self.objective.train()
+        for module in (*self.networks, self.objective):
+            module.train()
         usage: tuple[float, ...] = ()
-        with closing(self._read(self.step, self.share.places.tolist())) as batches:
+        with closing(self._read(self.step, self.share.places)) as batches:
             while True:
                 with together():
                     batch = next(batches)
@@ -136,7 +150,7 @@ class Training:
             # First what was learned: who asked to stop, such as a scheduler, may not wait for the rest.
             lead(lambda: saver.save(self._checkpoint(fitted=False), final=False))
             self._fit_decoder()
-            status = dataclasses.replace(status, usage=self._usage(network.decoder, images, batch))
+            status = dataclasses.replace(status, usage=self._usage(self.network.decoder, images, batch))
         if rank() == 0:
             self._warn(status)
         lead(lambda: saver.save(self._checkpoint(fitted=True), final=True))
@@ -145,18 +159,19 @@ class Training:
         return status
 
     def _fit_decoder(self) -> None:
-        """Fit the decoder of the network as it is."""
+        """Fit the decoder to the networks as they are, and choose the one to keep."""
         # Of the whole batches on every rank, so that all find the same; it is not done often enough to be shared.
-        with closing(self._read(0, range(self.share.total))) as batches:
-            self.objective.fit_decoder(self.network, batches, self.config.seed)
+        with closing(self._read(0, np.arange(self.share.total))) as batches:
+            self.network = self.objective.fit_decoder(self.networks, batches, self.config.seed)
 
     def _fit_best(self, saver: Saver) -> None:
         """Fit the decoder of the best network too; while it trains, that would cost more than it is worth."""
         best = lead(saver.load_best)
         if best and not best.fitted:
-            self.network.load_state_dict(best.weights)
+            for network, state in zip(self.networks, best.loop["members"], strict=True):
+                network.load_state_dict(state)
             self._fit_decoder()
-            lead(lambda: saver.replace_best(dataclasses.replace(best, weights=self._weights(), fitted=True)))
+            lead(lambda: saver.replace_best(dataclasses.replace(best, fitted=True, **self._weights(best.loop))))
 
     def _warn(self, status: Status) -> None:
         """Say what should not have happened."""
@@ -173,19 +188,21 @@ class Training:
         """What is done once, with the first batch."""
         self.samples = images[:SAMPLES].cpu()
         with self._seeded(np.random.default_rng((self.config.seed, 3))):
-            calibrate_network(self.network, images, find_orderings(self.config.orderings))
+            for network, part in zip(self.networks, images.chunk(len(self.networks)), strict=True):
+                calibrate_network(network, part, find_orderings(self.config.orderings))
 
-    def _read(self, start: int, part: Sequence[int]) -> Generator[Batch]:
-        """The images at the places ``part`` of the batches from number ``start`` on."""
+    def _read(self, start: int, places: NDArray[np.intp]) -> Generator[Batch]:
+        """The images at ``places`` of each network's batch, one network's after the other, from number ``start`` on."""
+        positions = np.arange(len(self.networks))[:, None] * self.share.total + places
         return read_batches(
             self.scenes,
             crop_px=self.config.crop_px,
-            batch_size=self.share.total,
+            batch_size=self._crops,
             fill=self.network.mean.cpu().numpy(),
             seed=self.config.seed,
             start=start,
             scene_std=self.network.std.cpu().numpy() if self.config.normalisation == "scene" else None,
-            part=part,
+            part=positions.ravel().tolist(),
         )
 
     @contextmanager
@@ -200,19 +217,21 @@ class Training:
             yield
 
     def _update(self, images: Tensor, batch: Batch) -> Gain:
-        """One step; returns what it gained, without gradient."""
+        """One step of each network; returns what they gained on average, without gradient."""
         assert self.optimizer
-        rng = np.random.default_rng((self.config.seed, self.step, 1))
-        step = Step(images, torch.from_numpy(batch.valid).to(images.device), self.step, rng, self.share)
-        with self._seeded(rng), self.precision.computing():
-            gain = self.objective(self.network, step)
+        parts = (of_all.chunk(len(self.networks)) for of_all in (images, torch.from_numpy(batch.valid).to(images.device)))
+        gains = []
         self.optimizer.zero_grad()
-        self.precision.backward(-gain.objective)
+        for member, (network, own, valid) in enumerate(zip(self.networks, *parts, strict=True)):
+            rng = np.random.default_rng((self.config.seed, self.step, 1, member))
+            with self._seeded(rng), self.precision.computing():
+                gain = self.objective(network, Step(own, valid, self.step, rng, self.share))
+            self.precision.backward(-gain.objective)
+            gains.append(gain)
         average_gradients(self.parameters)
         self.precision.update(self.optimizer)
         self.step += 1
-        entropies = None if gain.entropies is None else gain.entropies.detach()
-        return Gain(gain.objective.detach(), gain.information.detach(), entropies)
+        return average_gains(gains)
 
     def _status(self, gain: Gain, usage: tuple[float, ...]) -> Status:
         return Status(
@@ -224,7 +243,7 @@ class Training:
             objective=float(gain.objective),
             entropies=None if gain.entropies is None else tuple(gain.entropies.tolist()),
             learning_rate=self.optimizer.param_groups[0]["lr"] if self.optimizer else None,
-            images=self.share.total,
+            images=self._crops,
             samples=self.samples,
             bands=self.scenes.bands,
         )
@@ -240,25 +259,31 @@ class Training:
         counts = sum_over_ranks(counts)
         return tuple((counts / counts.sum()).tolist())
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: value.cpu() for name, value in self.network.state_dict().items()}
+    def _weights(self, loop: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a checkpoint that hold weights: of the network that is kept, and in ``loop`` of all.
+
+        They are the same tensors, which a file holds once.
+        """
+        members = [{name: value.cpu() for name, value in network.state_dict().items()} for network in self.networks]
+        kept = next(index for index, network in enumerate(self.networks) if network is self.network)
+        return {"weights": members[kept], "loop": {**loop, "members": members}}
 
     def _checkpoint(self, *, fitted: bool) -> Checkpoint:
         """Network, settings and all that ``restore`` needs."""
         assert self.samples is not None
+        loop = {
+            "step": self.step,
+            "ranks": rank_count(),
+            "optimizer": self.optimizer.state_dict() if self.optimizer else {},
+            "objective": self.objective.state_dict(),
+            "precision": self.precision.state_dict(),
+        }
         return Checkpoint(
             network=self.network.config,
-            weights=self._weights(),
             bands=self.scenes.bands,
             dtype=self.scenes.dtype,
             samples=self.samples,
             settings=dataclasses.asdict(self.config),
-            loop={
-                "step": self.step,
-                "ranks": rank_count(),
-                "optimizer": self.optimizer.state_dict() if self.optimizer else {},
-                "objective": self.objective.state_dict(),
-                "precision": self.precision.state_dict(),
-            },
             fitted=fitted,
+            **self._weights(loop),
         )

@@ -4,17 +4,18 @@ Mutual information wants all clusters equally large, and land covers are not: wi
 class is cut in two and small ones share a cluster. So more clusters are trained, several times as many, and then merged two
 by two, as in the agglomerative information bottleneck (Slonim and Tishby, NIPS 1999). What the groups are to tell is their
 surroundings: I is the mutual information of a cell's group and the groups within some cells of it, from the joint
-distribution that the training uses too. It is divided by the root of the groups' entropy H. I alone would make groups of
-equal size again, and I / H, how much of a group its surroundings explain, one of nearly everything.
+distribution that the training uses too. It is divided by a power of the groups' entropy H. I alone would make groups of
+equal size again, and I / H, how much of a group its surroundings explain, one of nearly everything and others of next to
+nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import entr
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,6 +28,11 @@ from autoreg.train.status import LEAST_SHARE
 SURROUNDINGS_CELLS = 2
 """How far around a cell its surroundings reach."""
 
+EXPONENT = 0.6
+"""Groups are to have the highest I / H ** EXPONENT."""
+
+_TINY = float(np.finfo(np.float64).tiny)
+
 
 def merge_clusters(joint: Tensor, groups: int) -> NDArray[np.intp]:
     """Group clusters by their surroundings.
@@ -36,29 +42,34 @@ def merge_clusters(joint: Tensor, groups: int) -> NDArray[np.intp]:
         groups: how many to make; fewer than A.
 
     Returns:
-        The group of each cluster, (A,), from 0; the larger a group, the smaller its number. Clusters with less than a tenth
-        of an equal share make no group of their own and join the one that they meet most.
+        The group of each cluster, (A,), from 0; the larger a group, the smaller its number. If it can be, none has less than
+        a tenth of an equal share: clusters that would make such a group join the one that they meet most.
     """
     meetings = joint.double().cpu().numpy()
-    meetings = (meetings + meetings.T) / max(2 * meetings.sum(), np.finfo(np.float64).tiny)
+    meetings = (meetings + meetings.T) / max(2 * meetings.sum(), _TINY)
     shares = meetings.sum(axis=1)
     order = np.argsort(-shares, kind="stable")
-    used, unused = np.split(order, [max(groups, int((shares >= LEAST_SHARE / len(shares)).sum()))])
-    members = _agglomerate(meetings[np.ix_(used, used)], groups)
-    found = np.empty(len(shares), np.intp)
+    used = order[: max(groups, int((shares >= LEAST_SHARE / len(shares)).sum()))]
+    members = [used[indexes] for indexes in _agglomerate(meetings[np.ix_(used, used)], groups)]
+    found = np.full(len(shares), groups)
     for group, indexes in enumerate(members):
-        found[used[indexes]] = group
-    found[unused] = np.stack([meetings[np.ix_(unused, used[indexes])].sum(axis=1) for indexes in members]).argmax(axis=0)
+        found[indexes] = group
+    rest = np.flatnonzero(found == groups)
+    found[rest] = np.stack([meetings[np.ix_(rest, indexes)].sum(axis=1) for indexes in members]).argmax(axis=0)
     sizes = np.bincount(found, weights=shares, minlength=groups)
     numbers = np.empty(groups, np.intp)
     numbers[np.argsort(-sizes, kind="stable")] = np.arange(groups)
-    return numbers[found]
+    return cast(NDArray[np.intp], numbers[found])
 
 
 def _agglomerate(joint: NDArray[np.float64], groups: int) -> list[list[int]]:
-    """Merge rows and columns of a symmetric joint distribution two by two, always those that leave the highest I / H^(1/2).
+    """Merge rows and columns of a symmetric joint distribution two by two, always those that leave the highest I / H^0.6.
 
     Cubic in the number of clusters: what merging would do is held for all pairs, and brought up to date after each merging.
+
+    Returns:
+        The members of as many groups as asked for: where the tree of mergings has so many that are large enough, and as few
+        others as possible, those; else the last ones.
     """
 
     def changes(index: int) -> NDArray[np.float64]:
@@ -69,14 +80,21 @@ def _agglomerate(joint: NDArray[np.float64], groups: int) -> list[list[int]]:
         before = _terms(own[index : index + 1]) + _terms(own) + 2 * _terms(row)
         return np.stack([merged, corner + before, _terms(shares[index] + shares)])
 
+    least = LEAST_SHARE / groups * joint.sum()
     members = [[index] for index in range(len(joint))]
     pairs = np.stack([changes(index) for index in range(len(joint))], axis=1)
-    while len(members) > groups:
+    best: list[list[int]] = []
+    while True:
+        large = np.flatnonzero(joint.sum(axis=1) >= least)
+        if len(large) == groups:
+            best = [list(members[index]) for index in large]
+        if len(members) == groups:
+            return best or members
         merged, corner, union = pairs
         rows, one = _terms(joint).sum(axis=1), _terms(joint.sum(axis=1))
         joint_entropy = rows.sum() - 2 * (rows[:, None] + rows) + 2 * merged + corner
         entropy = one.sum() - one[:, None] - one + union
-        left = (2 * entropy - joint_entropy) / np.sqrt(np.maximum(entropy, np.finfo(np.float64).tiny))
+        left = (2 * entropy - joint_entropy) / np.maximum(entropy, _TINY) ** EXPONENT
         np.fill_diagonal(left, -np.inf)
         kept, gone = sorted(int(index) for index in np.unravel_index(left.argmax(), left.shape))
         members[kept] += members.pop(gone)
@@ -87,50 +105,62 @@ def _agglomerate(joint: NDArray[np.float64], groups: int) -> list[list[int]]:
         joint = np.delete(np.delete(joint, gone, axis=0), gone, axis=1)
         pairs = np.delete(np.delete(pairs, gone, axis=1), gone, axis=2)
         pairs[:, kept] = pairs[:, :, kept] = changes(kept)
-    return members
 
 
 def _terms(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """-p log p of each; that of 0 is 0."""
-    return cast(NDArray[np.float64], entr(np.maximum(probabilities, 0.0)))
+    """-p log p of each; that of 0 is 0. Two and a half times as fast as SciPy's ``entr``."""
+    return -probabilities * np.log(np.maximum(probabilities, _TINY))
 
 
 @torch.no_grad()
-def fit_merged_decoder(network: Network, batches: Iterable[Batch]) -> None:
-    """Let the network's decoder say which group of the auxiliary decoders' clusters a cell belongs to.
+def fit_merged_decoder(networks: Sequence[Network], batches: Iterable[Batch]) -> Network:
+    """Let one network's decoder say which group of the auxiliary decoders' clusters a cell belongs to.
 
-    Clusters of all of them are merged together: where one decoder cuts a land cover in an odd way, the others outvote it.
-    The decoder stays one 1 x 1 convolution: it is fitted to the groups by logistic regression on the features, which
-    reproduces them but for a share of the cells below one percent.
+    Clusters of all decoders of all networks are merged together: where one cuts a land cover in an odd way, the others
+    outvote it. The decoder stays one 1 x 1 convolution: it is fitted to the groups by logistic regression on the features.
+    Of several networks the one whose features say the groups best is kept.
 
     Args:
-        network: with auxiliary decoders, in any mode; clusters and features are those of evaluation.
+        networks: with auxiliary decoders, in any mode; clusters and features are those of evaluation.
         batches: of the training; the first ones are used.
+
+    Returns:
+        The network to keep, whose decoder was fitted.
     """
-    decoders = network.aux_decoders
-    joint, features, clusters = torch.zeros(()), [], []
-    with evaluating(network):
+    joint, clusters = torch.zeros(()), []
+    features: list[list[Tensor]] = [[] for _ in networks]
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(evaluating(network))
         for batch, count in fitting_batches(batches):
-            encoded, cells = unmasked_features(network, batch)
+            probs = []
+            for network, seen in zip(networks, features, strict=True):
+                encoded, cells = unmasked_features(network, batch)
+                step = -(-cells.numel() // count)
+                seen.append(encoded.movedim(1, -1)[cells][::step].float().cpu())
+                probs += [decoder(encoded).softmax(dim=1) for decoder in network.aux_decoders]
             # All of a cell's probabilities sum to one, like those of a single decoder.
-            probs = torch.cat([decoder(encoded).softmax(dim=1) for decoder in decoders], dim=1) / len(decoders)
-            masked = probs * cells[:, None]
+            votes = torch.cat(probs, dim=1) / len(probs)
+            masked = votes * cells[:, None]
             joint = joint + joint_distribution(masked, masked, SURROUNDINGS_CELLS).cpu()
-            step = -(-cells.numel() // count)
-            features.append(encoded.movedim(1, -1)[cells][::step].float().cpu())
-            clusters.append(probs.movedim(1, -1)[cells][::step].float().cpu())
-    groups = torch.from_numpy(merge_clusters(joint, network.decoder.out_channels))
-    merged = functional.one_hot(groups, network.decoder.out_channels).float()
-    fit_linear(network.decoder, torch.cat(features), torch.cat(clusters) @ merged)
+            clusters.append(votes.movedim(1, -1)[cells][::step].float().cpu())
+    classes = networks[0].decoder.out_channels
+    groups = functional.one_hot(torch.from_numpy(merge_clusters(joint, classes)), classes).float()
+    merged = torch.cat(clusters) @ groups
+    losses = [fit_linear(network.decoder, torch.cat(seen), merged) for network, seen in zip(networks, features, strict=True)]
+    return networks[losses.index(min(losses))]
 
 
-def fit_linear(decoder: nn.Conv2d, features: Tensor, probs: Tensor) -> None:
+def fit_linear(decoder: nn.Conv2d, features: Tensor, probs: Tensor) -> float:
     """Fit a 1 x 1 decoder to probabilities by multinomial logistic regression (L-BFGS).
 
     Args:
         decoder: with a bias.
         features: (n, C).
         probs: to reproduce, (n, K).
+
+    Returns:
+        The cross-entropy that is left, in nats.
     """
     mean, std = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
     points = (features - mean) / std
@@ -138,9 +168,12 @@ def fit_linear(decoder: nn.Conv2d, features: Tensor, probs: Tensor) -> None:
     bias = probs.mean(dim=0).clamp_min(1e-6).log().requires_grad_()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
 
+    def left() -> Tensor:
+        return functional.cross_entropy(points @ weight.T + bias, probs)
+
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = functional.cross_entropy(points @ weight.T + bias, probs) + 1e-5 * weight.square().sum()
+        loss = left() + 1e-5 * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
@@ -149,3 +182,4 @@ def fit_linear(decoder: nn.Conv2d, features: Tensor, probs: Tensor) -> None:
     scaled = weight.detach() / std
     decoder.weight.copy_(scaled[:, :, None, None])
     cast(Tensor, decoder.bias).copy_(bias.detach() - scaled @ mean)
+    return float(left().detach())

@@ -134,7 +134,8 @@ class _Report:
             f"{_count(rasters, 'raster')} like {about.get('first_raster')}" if isinstance(rasters, int) else "",
             f"{_count(len(checkpoint.bands), 'band')} ({bands}) of {checkpoint.dtype}",
             f"{self.classes} clusters",
-            f"network {self.config.network}, size {self.config.size}, {_count(self.parameters, 'weight')}",
+            f"network {self.config.network}, size {self.config.size}, {_count(self.parameters, 'weight')}"
+            + f", kept of {self.config.members} networks" * (self.config.members > 1),
         ]
         if self.log.last:
             parts.append(f"{_duration(self.log.last.seconds)} on {about.get('device', 'a device that is not known')}")
@@ -223,7 +224,7 @@ class _Report:
                 "Share of the pixels in each cluster",
                 "Each colour is a cluster; its height is the share of the pixels that the network without scan order gives "
                 "to it. Good: several bands that no longer change much. Bad: one that swallows the others."
-                + f" These {self.trained} clusters are merged in the end into those of the maps."
+                + " These are the clusters of one decoder; in the end, those of all are merged into those of the maps."
                 * merged,
             )
             title = "share of the pixels in each cluster, by step"

@@ -1,5 +1,6 @@
 """Start a training of unlabelled rasters, or go on with one."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,15 +79,16 @@ def train_network(
             raise ConfigError(f"crop_px is {config.crop_px}, expected a multiple of the network's stride, {layers.stride}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            network = Network(layers, extractor)
-            objective = _make_objective(config, network, scenes)
+            networks = [Network(layers, own) for own in _copies(extractor, config.members)]
+            objective = _make_objective(config, networks[0], scenes)
     mean, std = lead(lambda: estimate_normalisation(scenes))
-    network.mean.copy_(torch.from_numpy(mean))
-    network.std.copy_(torch.from_numpy(std))
+    for network in networks:
+        network.mean.copy_(torch.from_numpy(mean))
+        network.std.copy_(torch.from_numpy(std))
     # The user's backbone may come with weights of its own that no seed decides.
-    copy_from_lead(network)
-    copy_from_lead(objective)
-    training = Training(network.to(device), objective.to(device), scenes, config)
+    for module in (*networks, objective):
+        copy_from_lead(module)
+    training = Training([network.to(device) for network in networks], objective.to(device), scenes, config)
     return training.run(saver, progress, observe, should_stop)
 
 
@@ -133,11 +135,17 @@ def resume_training(
             )
         scenes = dataclasses.replace(scenes, bands=checkpoint.bands)
         device = _device(config.device)
-        network = checkpoint.build_network(extractor or load_backbone(options.get("backbone"), len(scenes.bands)))
-        objective = _make_objective(config, network, scenes)
-        training = Training(network.to(device), objective.to(device), scenes, config)
+        extractor = extractor or load_backbone(options.get("backbone"), len(scenes.bands))
+        networks = [checkpoint.build_network(own).to(device) for own in _copies(extractor, config.members)]
+        objective = _make_objective(config, networks[0], scenes)
+        training = Training(networks, objective.to(device), scenes, config)
         training.restore(checkpoint, saver, checkpoint_path)
     return training.run(saver, progress, observe, should_stop)
+
+
+def _copies(extractor: nn.Module | None, count: int) -> list[nn.Module | None]:
+    """A user's backbone for each network: what they were given, and copies of it."""
+    return [extractor, *(copy.deepcopy(extractor) for _ in range(count - 1))]
 
 
 def _make_objective(config: TrainConfig, network: Network, scenes: Scenes) -> Objective:

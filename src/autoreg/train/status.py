@@ -18,14 +18,16 @@ class Status:
         step: updates done.
         steps: updates in all.
         mutual_information: of the last step's two views, in nats; at most the log of the number of trained clusters. Of
-            another objective, the lower bound of a mutual information that it maximises; 0 if no step was done.
-        usage: share of the pixels that the *unmasked* network gives to each trained cluster, and in the end to each of the
-            deployed ones, on the last batch looked at; sums to 1. Empty while there are no clusters yet.
+            another objective, the lower bound of a mutual information that it maximises; 0 if no step was done. Of several
+            networks, this and what follows from a step are means.
+        usage: share of the pixels that the *unmasked* network, of several the first, gives to each trained cluster, and in
+            the end to each of the deployed ones, on the last batch looked at; sums to 1. Empty while there are no clusters
+            yet.
         trains_clusters: whether the clusters are trained; else K-means finds them in the end, whatever was learned.
         objective: what the last step maximised; 0 if no step was done.
         entropies: H(y) and H(z) of its two views, in nats, at most that log; None where no clusters are trained.
         learning_rate: of that step; None if there is nothing to train.
-        images: crops that a step sees.
+        images: crops that a step sees, of all networks.
         samples: raw crops of the first step, float32 (N, bands, H, W), that the checkpoint will hold.
         bands: their names.
     """

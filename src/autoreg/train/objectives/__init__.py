@@ -6,12 +6,12 @@ from autoreg.network.network import Network
 from autoreg.train.config import TrainConfig
 from autoreg.train.objectives.clustering import Clustering
 from autoreg.train.objectives.deepcluster import DeepCluster
-from autoreg.train.objectives.objective import Gain, Objective, Step
+from autoreg.train.objectives.objective import Gain, Objective, Step, average_gains
 from autoreg.train.objectives.patches import PatchRelation
 from autoreg.train.objectives.representation import Representation
 from autoreg.train.objectives.untrained import Untrained
 
-__all__ = ["Gain", "Objective", "Step", "make_objective"]
+__all__ = ["Gain", "Objective", "Step", "average_gains", "make_objective"]
 
 _BY_NAME: dict[str, Callable[[TrainConfig, Network, tuple[str, ...]], Objective]] = {
     "clustering": Clustering,

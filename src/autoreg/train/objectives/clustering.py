@@ -60,9 +60,9 @@ class Clustering(Objective):
         """The first auxiliary decoder if their clusters are merged, else the decoder itself."""
         return network.aux_decoders[0] if self._config.merge else network.decoder
 
-    def fit_decoder(self, network: Network, batches: Iterable[Batch], seed: int) -> None:  # noqa: ARG002
-        """Merge the trained clusters (see ``train/merging.py``)."""
-        fit_merged_decoder(network, batches)
+    def fit_decoder(self, networks: Sequence[Network], batches: Iterable[Batch], seed: int) -> Network:  # noqa: ARG002
+        """Merge the trained clusters of all ``networks`` (see ``train/merging.py``)."""
+        return fit_merged_decoder(networks, batches)
 
     def _information(
         self, decoder: nn.Module, features_y: Tensor, features_z: Tensor, stride: int, mask: Tensor | None

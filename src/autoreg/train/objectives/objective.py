@@ -1,9 +1,10 @@
 """The interface of an objective."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from autoreg.network.network import Network
@@ -44,6 +45,13 @@ class Gain(NamedTuple):
     entropies: Tensor | None = None
 
 
+def average_gains(gains: Sequence[Gain]) -> Gain:
+    """The mean of each part, without gradient."""
+    objective, information = (torch.stack(part).detach().mean() for part in zip(*(gain[:2] for gain in gains), strict=True))
+    entropies = [gain.entropies.detach() for gain in gains if gain.entropies is not None]
+    return Gain(objective, information, torch.stack(entropies).mean(dim=0) if entropies else None)
+
+
 class Objective(nn.Module):
     """What a training maximises.
 
@@ -65,12 +73,17 @@ class Objective(nn.Module):
         """The decoder whose clusters are trained, if there is one; its gains then compare networks."""
         return None
 
-    def fit_decoder(self, network: Network, batches: Iterable[Batch], seed: int) -> None:
-        """Fit the network's decoder, where it is not the trained one, to what was learned: here by K-means on the features.
+    def fit_decoder(self, networks: Sequence[Network], batches: Iterable[Batch], seed: int) -> Network:
+        """Fit the decoder, where it is not the trained one, to what was learned: here by K-means on the features.
 
         Args:
-            network: in any mode.
+            networks: those that were trained, in any mode; one, unless clusters are merged.
             batches: of the training; the first ones are used.
             seed: of random choices.
+
+        Returns:
+            The network to keep, whose decoder was fitted.
         """
+        (network,) = networks
         fit_clusters(network, batches, seed)
+        return network
