@@ -21,6 +21,7 @@ COVERS = ("water", "forest", "crops", "built-up", "bare")
 SETTINGS = f"""\
 # Small and fast, for textures of a few pixels; without a file like this, autoreg train takes its defaults.
 stride = 2
+ensemble = 1
 classes = {len(COVERS)}
 steps = 400
 batch_size = 16
