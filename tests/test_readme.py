@@ -57,7 +57,7 @@ def test_the_pipeline_and_the_programs_run(scenes: list[Path], tmp_path: Path) -
             source = scenes[0].with_name("truth0.tif") if folder == "truth" else scenes[0]
             (tmp_path / folder / f"{name}.tif").write_bytes(source.read_bytes())
     # The settings of the README, but for how long it takes; long enough that labels are no ties, which fp16 may break.
-    (tmp_path / "train.toml").write_text("stride = 2\nsteps = 75\nbatch_size = 4\ncrop_px = 32\nlearning_rate = 2e-3\n")
+    (tmp_path / "train.toml").write_text("stride = 2\nsteps = 150\nbatch_size = 4\ncrop_px = 32\nlearning_rate = 2e-3\n")
     (pipeline,) = (block for block in blocks("sh") if block.startswith("autoreg train"))
     (program,) = blocks("python")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
