@@ -52,6 +52,9 @@ class OpenVinoEngine:
         try:
             compiled = core.compile_model(core.read_model(model), "CPU", settings)
             requests = [compiled.create_infer_request() for _ in range(lanes)]
+            # The first call of this initialises a table, and lets other threads run meanwhile: if one calls it, too, as the
+            # lanes do for their inputs, neither ever ends (seen in one of ten runs of two lanes, OpenVINO 2026.4).
+            compiled.input("image").get_element_type().to_dtype()
         except Exception as error:  # the library raises RuntimeError and more
             raise ModelError(
                 f"{name} is not an ONNX model that OpenVINO {version} can load ({in_a_line(error)}); export it again"
