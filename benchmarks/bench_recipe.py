@@ -47,9 +47,8 @@ def main() -> None:
         if status.step in (1, status.steps):
             print(f"{time.monotonic() - start:6.0f} s  {name}, seed {seed}, step {status.step}", file=sys.stderr, flush=True)
 
-    result = []
     for name, settings in rows.items():
-        result += run_study(
+        (row,) = run_study(
             lambda seed: split(pairs, seed),
             {name: settings},
             common=common,
@@ -57,8 +56,8 @@ def main() -> None:
             moments=1,
             progress=report,
         )
-        print(f"{time.monotonic() - start:6.0f} s  {result[-1].summary()}", file=sys.stderr, flush=True)
-    kept |= {row.name: row.summary() for row in result}
+        kept[name] = row.summary()
+        print(f"{time.monotonic() - start:6.0f} s  {kept[name]}", file=sys.stderr, flush=True)
     record(
         f"recipe_{options.name}",
         {

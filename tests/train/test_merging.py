@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.special import entr
 from torch import nn
 
@@ -25,6 +26,15 @@ def joint_of(parts: list[list[float]], mixing: float) -> torch.Tensor:
             same = group[a] == group[b]
             joint[a, b] = share * other * ((1 - mixing) / size[group[a]] * same + mixing)
     return joint
+
+
+def coloured_regions() -> tuple[list[Batch], NDArray[np.intp]]:
+    """Batches of pixels of six colours, three to a region, and the region of each row of pixels, (32, 1)."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 3, (8, 2, 32, 32))
+    regions = (np.arange(32) >= 20).astype(np.intp)[:, None]
+    images = np.eye(6, dtype=np.float32)[colours + 3 * regions].transpose(1, 0, 4, 2, 3)
+    return [Batch(np.ascontiguousarray(part), np.ones((8, 32, 32), np.bool_)) for part in images], regions
 
 
 def test_clusters_with_the_same_surroundings_are_merged_whatever_their_sizes() -> None:
@@ -106,15 +116,11 @@ def test_the_decoder_says_the_groups(decoders: int) -> None:
     with torch.no_grad():
         for turn, decoder in enumerate(network.aux_decoders):
             decoder.weight.copy_(20 * torch.eye(6).roll(turn, 0)[:, :, None, None])
-    rng = np.random.default_rng(0)
-    colours = rng.integers(0, 3, (8, 2, 32, 32))
-    regions = (np.arange(32) >= 20).astype(int)[None, None, :, None]
-    images = np.eye(6, dtype=np.float32)[colours + 3 * regions].transpose(1, 0, 4, 2, 3)
-    batches = [Batch(np.ascontiguousarray(part), np.ones((8, 32, 32), np.bool_)) for part in images]
+    batches, regions = coloured_regions()
     fit_merged_decoder([network], batches)
     with torch.no_grad():
         labels = network(torch.from_numpy(batches[0].images)).argmax(dim=1).numpy()
-    assert (labels == np.broadcast_to(regions[0], labels.shape)).all()
+    assert (labels == np.broadcast_to(regions, labels.shape)).all()
 
 
 def test_networks_vote_and_the_one_that_says_the_groups_best_is_kept() -> None:
@@ -126,13 +132,9 @@ def test_networks_vote_and_the_one_that_says_the_groups_best_is_kept() -> None:
             network.aux_decoders[0].weight.copy_(20 * torch.eye(6)[:, :, None, None])
         across.aux_decoders[0].weight.copy_(20 * torch.eye(3).tile(2, 2)[:, :, None, None])
         blind.std.copy_(torch.tensor([1e9, 1, 1, 1, 1, 1e9]))
-    rng = np.random.default_rng(0)
-    colours = rng.integers(0, 3, (8, 2, 32, 32))
-    regions = (np.arange(32) >= 20).astype(int)[None, None, :, None]
-    images = np.eye(6, dtype=np.float32)[colours + 3 * regions].transpose(1, 0, 4, 2, 3)
-    batches = [Batch(np.ascontiguousarray(part), np.ones((8, 32, 32), np.bool_)) for part in images]
+    batches, regions = coloured_regions()
     kept = fit_merged_decoder(networks, batches)
     assert kept is not blind
     with torch.no_grad():
         labels = kept(torch.from_numpy(batches[0].images)).argmax(dim=1).numpy()
-    assert (labels == np.broadcast_to(regions[0], labels.shape)).all()
+    assert (labels == np.broadcast_to(regions, labels.shape)).all()

@@ -124,14 +124,16 @@ def valid_cells(valid: Tensor, stride: int) -> Tensor:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Have ``module`` in evaluation mode within the block, and afterwards as it was."""
-    training = module.training
-    module.eval()
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Have ``modules`` in evaluation mode within the block, and afterwards as they were."""
+    training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
     try:
         yield
     finally:
-        module.train(training)
+        for module, before in zip(modules, training, strict=True):
+            module.train(before)
 
 
 @torch.no_grad()

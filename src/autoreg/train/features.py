@@ -1,6 +1,6 @@
 """Features that clusters are fitted to after a training."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,11 +15,11 @@ _AT_ONCE = 32
 """Crops of a part: what is computed of a batch may be many times its size."""
 
 
-def unmasked_features(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Features of a batch without ordering, (N, C, h, w), and which of its cells hold data only, bool (N, h, w)."""
-    device = network.mean.device
-    features = network.features(network.encode(torch.from_numpy(batch.images).to(device)), None)
-    return features, valid_cells(torch.from_numpy(batch.valid).to(device), network.config.stride)
+def unmasked_features(networks: Sequence[Network], batch: Batch) -> tuple[list[Tensor], Tensor]:
+    """Each network's features of a batch without ordering, (N, C, h, w), and which cells hold data only, bool (N, h, w)."""
+    first = networks[0]
+    images, valid = (torch.from_numpy(of_all).to(first.mean.device) for of_all in batch)
+    return [network.features(network.encode(images), None) for network in networks], valid_cells(valid, first.config.stride)
 
 
 def fitting_batches(batches: Iterable[Batch]) -> Iterator[tuple[Batch, int]]:

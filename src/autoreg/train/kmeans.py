@@ -123,7 +123,7 @@ def fit_clusters(network: Network, batches: Iterable[Batch], seed: int) -> None:
     parts = []
     with evaluating(network):
         for batch, count in fitting_batches(batches):
-            features, cells = unmasked_features(network, batch)
+            (features,), cells = unmasked_features([network], batch)
             found = features.movedim(1, -1)[cells].cpu()
             parts.append(found[torch.from_numpy(rng.permutation(len(found))[:count])])
     fit_decoder(network.decoder, torch.cat(parts), seed)

@@ -63,8 +63,8 @@ class Training:
         self.network = networks[0]
         self.trained = objective.trained_decoder(self.network)
         # A decoder that is fitted in the end must not be moved; what requires no gradient is somebody's frozen backbone.
-        fits = self.trained is not self.network.decoder
-        fitted = [parameter for network in networks if fits for parameter in network.decoder.parameters()]
+        decoders = [] if self.trained is self.network.decoder else [network.decoder for network in networks]
+        fitted = [parameter for decoder in decoders for parameter in decoder.parameters()]
         self.parameters = [
             parameter
             for module in (*networks, objective)
@@ -72,10 +72,10 @@ class Training:
             if parameter.requires_grad and not any(parameter is other for other in fitted)
         ]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate) if self.parameters else None
-        for network in networks:
-            if rank_count() > 1:
-                share_norms(network)
-            accelerate(network, compiler="inductor" if config.compile else None, checkpointing=config.checkpointing)
+        ensemble = nn.ModuleList(networks)
+        if rank_count() > 1:
+            share_norms(ensemble)
+        accelerate(ensemble, compiler="inductor" if config.compile else None, checkpointing=config.checkpointing)
         self.precision = Precision(config.precision, self.network.mean.device)
         self.share = share_batch(config.batch_size, CROSSED**2 if config.crossed else 1)
         self._crops = self.share.total * len(networks)
@@ -85,8 +85,7 @@ class Training:
     def restore(self, checkpoint: Checkpoint, saver: Saver, path: Path) -> None:
         """Go on from ``checkpoint``."""
         try:
-            for network, state in zip(self.networks, checkpoint.loop["members"], strict=True):
-                network.load_state_dict(state)
+            self._load(checkpoint)
             if self.optimizer:
                 self.optimizer.load_state_dict(checkpoint.loop["optimizer"])
             self.objective.load_state_dict(checkpoint.loop["objective"])
@@ -168,8 +167,7 @@ class Training:
         """Fit the decoder of the best network too; while it trains, that would cost more than it is worth."""
         best = lead(saver.load_best)
         if best and not best.fitted:
-            for network, state in zip(self.networks, best.loop["members"], strict=True):
-                network.load_state_dict(state)
+            self._load(best)
             self._fit_decoder()
             lead(lambda: saver.replace_best(dataclasses.replace(best, fitted=True, **self._weights(best.loop))))
 
@@ -227,7 +225,7 @@ class Training:
             with self._seeded(rng), self.precision.computing():
                 gain = self.objective(network, Step(own, valid, self.step, rng, self.share))
             self.precision.backward(-gain.objective)
-            gains.append(gain)
+            gains.append(gain.detach())
         average_gradients(self.parameters)
         self.precision.update(self.optimizer)
         self.step += 1
@@ -259,14 +257,18 @@ class Training:
         counts = sum_over_ranks(counts)
         return tuple((counts / counts.sum()).tolist())
 
+    def _load(self, checkpoint: Checkpoint) -> None:
+        """Give each network the weights that it has in ``checkpoint``."""
+        for network, state in zip(self.networks, checkpoint.loop["members"], strict=True):
+            network.load_state_dict(state)
+
     def _weights(self, loop: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a checkpoint that hold weights: of the network that is kept, and in ``loop`` of all.
 
         They are the same tensors, which a file holds once.
         """
         members = [{name: value.cpu() for name, value in network.state_dict().items()} for network in self.networks]
-        kept = next(index for index, network in enumerate(self.networks) if network is self.network)
-        return {"weights": members[kept], "loop": {**loop, "members": members}}
+        return {"weights": members[self.networks.index(self.network)], "loop": {**loop, "members": members}}
 
     def _checkpoint(self, *, fitted: bool) -> Checkpoint:
         """Network, settings and all that ``restore`` needs."""

@@ -10,7 +10,6 @@ nothing.
 """
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from typing import cast
 
 import numpy as np
@@ -85,13 +84,14 @@ def _agglomerate(joint: NDArray[np.float64], groups: int) -> list[list[int]]:
     pairs = np.stack([changes(index) for index in range(len(joint))], axis=1)
     best: list[list[int]] = []
     while True:
-        large = np.flatnonzero(joint.sum(axis=1) >= least)
+        shares = joint.sum(axis=1)
+        large = np.flatnonzero(shares >= least)
         if len(large) == groups:
             best = [list(members[index]) for index in large]
         if len(members) == groups:
             return best or members
         merged, corner, union = pairs
-        rows, one = _terms(joint).sum(axis=1), _terms(joint.sum(axis=1))
+        rows, one = _terms(joint).sum(axis=1), _terms(shares)
         joint_entropy = rows.sum() - 2 * (rows[:, None] + rows) + 2 * merged + corner
         entropy = one.sum() - one[:, None] - one + union
         left = (2 * entropy - joint_entropy) / np.maximum(entropy, _TINY) ** EXPONENT
@@ -129,14 +129,12 @@ def fit_merged_decoder(networks: Sequence[Network], batches: Iterable[Batch]) ->
     """
     joint, clusters = torch.zeros(()), []
     features: list[list[Tensor]] = [[] for _ in networks]
-    with ExitStack() as stack:
-        for network in networks:
-            stack.enter_context(evaluating(network))
+    with evaluating(*networks):
         for batch, count in fitting_batches(batches):
+            found, cells = unmasked_features(networks, batch)
+            step = -(-cells.numel() // count)
             probs = []
-            for network, seen in zip(networks, features, strict=True):
-                encoded, cells = unmasked_features(network, batch)
-                step = -(-cells.numel() // count)
+            for network, encoded, seen in zip(networks, found, features, strict=True):
                 seen.append(encoded.movedim(1, -1)[cells][::step].float().cpu())
                 probs += [decoder(encoded).softmax(dim=1) for decoder in network.aux_decoders]
             # All of a cell's probabilities sum to one, like those of a single decoder.

@@ -17,7 +17,7 @@ from autoreg.train.losses import (
     widen_logits,
 )
 from autoreg.train.merging import fit_merged_decoder
-from autoreg.train.objectives.objective import Gain, Objective, Step
+from autoreg.train.objectives.objective import Gain, Objective, Step, average_gains
 from autoreg.train.objectives.views import Views
 
 
@@ -44,10 +44,13 @@ class Clustering(Objective):
         mask = None if valid.all() else valid[:, None].to(features_y)
 
         def gain(decoders: Sequence[nn.Module]) -> Gain:
-            each = [self._information(decoder, features_y, features_z, network.config.stride, mask) for decoder in decoders]
-            parts = [(one.objective(self._config.entropy_weight), one.value, one.entropy_y, one.entropy_z) for one in each]
-            objective, value, *entropies = (torch.stack(part).mean() for part in zip(*parts, strict=True))
-            return Gain(objective, value, torch.stack(entropies))
+            each = (self._information(decoder, features_y, features_z, network.config.stride, mask) for decoder in decoders)
+            return average_gains(
+                [
+                    Gain(one.objective(self._config.entropy_weight), one.value, torch.stack([one.entropy_y, one.entropy_z]))
+                    for one in each
+                ]
+            )
 
         if self._config.merge:
             return gain(network.aux_decoders)

@@ -44,11 +44,17 @@ class Gain(NamedTuple):
     information: Tensor
     entropies: Tensor | None = None
 
+    def detach(self) -> "Gain":
+        """Without gradient."""
+        entropies = None if self.entropies is None else self.entropies.detach()
+        return Gain(self.objective.detach(), self.information.detach(), entropies)
+
 
 def average_gains(gains: Sequence[Gain]) -> Gain:
-    """The mean of each part, without gradient."""
-    objective, information = (torch.stack(part).detach().mean() for part in zip(*(gain[:2] for gain in gains), strict=True))
-    entropies = [gain.entropies.detach() for gain in gains if gain.entropies is not None]
+    """The mean of each part; all gains have entropies, or none has."""
+    objective = torch.stack([gain.objective for gain in gains]).mean()
+    information = torch.stack([gain.information for gain in gains]).mean()
+    entropies = [gain.entropies for gain in gains if gain.entropies is not None]
     return Gain(objective, information, torch.stack(entropies).mean(dim=0) if entropies else None)
 
 
