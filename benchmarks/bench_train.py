@@ -42,7 +42,7 @@ from record import record
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BANDS, RUNS, WAITING_STEPS = 4, 15, 40
-PLAIN = TrainConfig(size="small", batch_size=16, device=DEVICE.type)
+PLAIN = TrainConfig(size="small", batch_size=16, ensemble=1, device=DEVICE.type)
 NAIVE = dataclasses.replace(
     PLAIN, stride=2, attention=True, batch_size=8, resolution="pixels", displacement_px=10, overclustering=0, merge=False
 )

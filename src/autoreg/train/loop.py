@@ -62,14 +62,11 @@ class Training:
         self.networks, self.objective, self.scenes, self.config = networks, objective, scenes, config
         self.network = networks[0]
         self.trained = objective.trained_decoder(self.network)
-        # A decoder that is fitted in the end must not be moved; what requires no gradient is somebody's frozen backbone.
-        decoders = [] if self.trained is self.network.decoder else [network.decoder for network in networks]
-        fitted = [parameter for decoder in decoders for parameter in decoder.parameters()]
+        if self.trained is not self.network.decoder:
+            for network in networks:
+                network.decoder.requires_grad_(requires_grad=False)  # it is fitted in the end
         self.parameters = [
-            parameter
-            for module in (*networks, objective)
-            for parameter in module.parameters()
-            if parameter.requires_grad and not any(parameter is other for other in fitted)
+            parameter for module in (*networks, objective) for parameter in module.parameters() if parameter.requires_grad
         ]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate) if self.parameters else None
         ensemble = nn.ModuleList(networks)
