@@ -27,7 +27,7 @@ def attend_dense(query: Tensor, key: Tensor, value: Tensor, ordering: Ordering, 
     """Scores of all pairs, minus infinity where the mask is 0."""
     rank = ordering.rank(height, width).flatten()
     scores = query @ key.mT / query.shape[-1] ** 0.5
-    weights: Tensor = scores.masked_fill(rank[None, :] > rank[:, None], -torch.inf).softmax(dim=-1)
+    weights: Tensor = scores.masked_fill((rank[None, :] > rank[:, None]).to(scores.device), -torch.inf).softmax(dim=-1)
     return weights @ value
 
 

@@ -9,15 +9,20 @@ crops and steps.
 """
 
 import argparse
+import multiprocessing
 import sys
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoreg.evaluation import pair_files
-from autoreg.train import BASELINES, PAPER, Status
-from autoreg.train.study import Pairs, run_study
+import torch
+
+from autoreg.evaluation import Evaluation, pair_files
+from autoreg.train import BASELINES, PAPER
+from autoreg.train.study import Moment, Pairs, Row, run_study
 from bench_ablation import parse_setting
 from record import load, record
 
@@ -36,30 +41,23 @@ FOLDS = 3
 def main() -> None:
     """Parse, run, record."""
     options = _parse()
-    folder = options.data / options.name
-    pairs = pair_files(folder / "images", folder / "labels")
+    pairs = _find(options)
     common = {"classes": CLASSES[options.name]} | dict(parse_setting(text) for text in options.set)
-    rows = {name: settings for name, settings in ROWS.items() if not options.rows or name in options.rows}
-    kept = _recorded(options.name, common, options.seeds) if options.rows else {}
+    record_name = f"recipe_{options.name}{'_gpu' if torch.cuda.is_available() else ''}"
+    names = [name for name in ROWS if not options.rows or name in options.rows]
+    kept = _recorded(record_name, common, options.seeds) if options.rows else {}
     start = time.monotonic()
-
-    def report(name: str, seed: int, status: Status) -> None:
-        if status.step in (1, status.steps):
-            print(f"{time.monotonic() - start:6.0f} s  {name}, seed {seed}, step {status.step}", file=sys.stderr, flush=True)
-
-    for name, settings in rows.items():
-        (row,) = run_study(
-            lambda seed: split(pairs, seed),
-            {name: settings},
-            common=common,
-            seeds=options.seeds,
-            moments=1,
-            progress=report,
-        )
-        kept[name] = row.summary()
-        print(f"{time.monotonic() - start:6.0f} s  {kept[name]}", file=sys.stderr, flush=True)
+    rows = {name: Row(name, ROWS[name]) for name in names}
+    # A process that has used a GPU cannot be forked.
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        runs = [(name, seed) for name in names for seed in options.seeds]
+        for (name, seed), run in zip(runs, pool.map(partial(train, options, common), *zip(*runs, strict=True)), strict=True):
+            rows[name].runs.append(run)
+            scores = [f"{100 * score:.2f}" for image in (run[-1].evaluation, run[-1].left_out) for score in _scores(image)]
+            print(f"{time.monotonic() - start:6.0f} s  {name}, seed {seed}: {' '.join(scores)}", file=sys.stderr, flush=True)
+    kept |= {name: row.summary() for name, row in rows.items()}
     record(
-        f"recipe_{options.name}",
+        record_name,
         {
             "data": options.name,
             "images": len(pairs),
@@ -72,9 +70,26 @@ def main() -> None:
     )
 
 
+def train(options: argparse.Namespace, common: dict[str, Any], name: str, seed: int) -> list[Moment]:
+    """One run of one row."""
+    pairs = _find(options)
+    (row,) = run_study(lambda seed: split(pairs, seed), {name: ROWS[name]}, common=common, seeds=[seed], moments=1)
+    return row.runs[0]
+
+
+def _find(options: argparse.Namespace) -> Pairs:
+    folder = options.data / options.name
+    return pair_files(folder / "images", folder / "labels")
+
+
+def _scores(evaluation: Evaluation | None) -> tuple[float, float]:
+    assert evaluation
+    return evaluation.accuracy, evaluation.mean_iou
+
+
 def _recorded(name: str, common: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
     """The rows of the record, if it is of the same settings and seeds."""
-    before = load(f"recipe_{name}")["result"]
+    before = load(name)["result"]
     if (before["common"], before["seeds"]) != (common, seeds):
         raise SystemExit(f"the record is of {before['common']} and seeds {before['seeds']}: run all rows, or those")
     return {row["name"]: row for row in before["rows"]}
@@ -97,6 +112,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--rows", nargs="*", default=[], help="rows to run, and the others stay as recorded; all if none")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(9)))
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time; each has one thread or more")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of all rows, as in TOML")
     return parser.parse_args()
 

@@ -6,6 +6,7 @@ itself inside an operation is not in it, except on a GPU.
 """
 
 import dataclasses
+import gc
 import statistics
 import tempfile
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -41,7 +42,9 @@ from bench_loss import collapsed_by_convolution
 from record import record
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-BANDS, RUNS, WAITING_STEPS = 4, 15, 40
+BANDS, RUNS, WAITING_STEPS, PAPER_RUNS = 4, 15, 40, 2
+SMALL_GPU = 31 * 2**30
+"""Bytes that a GPU of 32 GB has for tensors: the size ``paper`` should fit."""
 PLAIN = TrainConfig(size="small", batch_size=16, ensemble=1, device=DEVICE.type)
 NAIVE = dataclasses.replace(
     PLAIN, stride=2, attention=True, batch_size=8, resolution="pixels", displacement_px=10, overclustering=0, merge=False
@@ -81,13 +84,20 @@ class Trial:
     def peak_mib(self) -> float:
         """Memory of a step at its peak, with weights, gradients and the optimiser's state."""
         if DEVICE.type == "cuda":
+            self._optimizer.zero_grad()
+            others = torch.cuda.memory_allocated() - sum(tensor.nbytes for tensor in self._lasting())
             torch.cuda.reset_peak_memory_stats()
             self.step(1)
-            return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+            return round((torch.cuda.max_memory_allocated() - others) / 2**20, 1)
         peak = Peak([*self._network.parameters(), *tree_leaves(self._optimizer.state_dict())])
         with peak:
             self.step(1)
         return round(peak.bytes / 2**20, 1)
+
+    def _lasting(self) -> list[Tensor]:
+        """What is in memory between two steps, but for the gradients."""
+        optimizer = [value for value in tree_leaves(self._optimizer.state_dict()) if isinstance(value, Tensor)]
+        return [*self._network.parameters(), *self._network.buffers(), *optimizer, self._images, self._valid]
 
 
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -234,13 +244,51 @@ def count_paper(precision: str, *, checkpointing: bool) -> float:
     return round(peak.bytes / 2**30, 1)
 
 
-def measure_paper() -> dict[str, Any]:
-    """Memory of the paper's size with each option."""
-    cases = [(precision, checkpointing) for precision in ("fp32", "fp16") for checkpointing in (False, True)]
+def count_papers() -> dict[str, float]:
+    """Memory of the paper's size with each option, in GiB."""
     return {
-        f"{precision}{' checkpointing' if checkpointing else ''}": count_paper(precision, checkpointing=checkpointing)
-        for precision, checkpointing in cases
+        _describe(precision, checkpointing): count_paper(precision, checkpointing=checkpointing)
+        for precision, checkpointing in _cases("fp32", "fp16")
     }
+
+
+def run_papers() -> dict[str, Any]:
+    """The step of the preset ``potsdam`` with each option on a GPU; 16 bits and checkpointing in ``SMALL_GPU``."""
+    results: dict[str, Any] = {}
+    memory = torch.cuda.get_device_properties(DEVICE).total_memory
+    for precision, checkpointing in _cases("fp32", "bf16", "fp16"):
+        config = load_config(None, {"precision": precision, "checkpointing": checkpointing}, PRESETS["potsdam"])
+        limited = precision != "fp32" and checkpointing
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(min(SMALL_GPU / memory, 1.0) if limited else 1.0)
+        try:
+            found: dict[str, Any] = run_paper(config)
+        except torch.cuda.OutOfMemoryError as error:
+            found = {"out_of_memory": str(error).partition(". ")[0]}
+        results[_describe(precision, checkpointing)] = {"limit_gib": SMALL_GPU / 2**30 if limited else None, **found}
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    return results
+
+
+def run_paper(config: TrainConfig) -> dict[str, Any]:
+    """Speed of a step on a GPU, and its memory: of all tensors, and what was taken of the GPU for them."""
+    trial = Trial(config)
+    found: dict[str, Any] = compare({"step": trial}, "step", PAPER_RUNS)["step"]
+    del found["ratio"]
+    peak = trial.peak_mib()
+    return found | {
+        "peak_gib": round(peak / 2**10, 1),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 1),
+    }
+
+
+def _cases(*precisions: str) -> list[tuple[str, bool]]:
+    return [(precision, checkpointing) for precision in precisions for checkpointing in (False, True)]
+
+
+def _describe(precision: str, checkpointing: bool) -> str:
+    return f"{precision} checkpointing" if checkpointing else precision
 
 
 def _clock() -> float:
@@ -252,7 +300,7 @@ def _clock() -> float:
 
 def main(folder: Path) -> None:
     """Measure everything."""
-    result = {
+    result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "step": {"size": PLAIN.size, "batch": PLAIN.batch_size, "crop_px": PLAIN.crop_px, "bands": BANDS},
@@ -263,9 +311,11 @@ def main(folder: Path) -> None:
             **measure_naive(),
         },
         "waiting": measure_waiting(folder),
-        "paper_counted_gib": measure_paper(),
     }
-    record("train", cast(dict[str, Any], result))
+    if DEVICE.type == "cuda":
+        record("train_gpu", result | {"paper": run_papers()})
+    else:
+        record("train", result | {"paper_counted_gib": count_papers()})
 
 
 if __name__ == "__main__":

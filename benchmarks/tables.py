@@ -154,6 +154,58 @@ def training_table() -> str:
     return "\n".join(rows)
 
 
+def training_gpu_table() -> str:
+    """The same on a GPU."""
+    content = load("train_gpu")
+    result = content["result"]
+    options, naive, step = result["options"], result["naive"], result["step"]
+    rows = [f"| {content['machine']['gpu']}, {content['machine']['cores']} cores | |", "| --- | --- |"]
+    rows += [
+        f"| a masked training step of {step['batch']} crops of {step['crop_px']} px, against the same unmasked, size {size} "
+        f"| {found['masked']['ratio']} x, {1000 * found['masked']['seconds']:.0f} ms |"
+        for size, found in result["masking"].items()
+    ]
+    rows += [
+        f"| {name}, size {step['size']} | {options[option]['ratio']} x the time, {options[option]['peak_mib']} instead of "
+        f"{options['plain']['peak_mib']} MiB |"
+        for option, name in (
+            ("bf16", "`--precision bf16`"),
+            ("fp16", "`--precision fp16`"),
+            ("checkpointing", "`--checkpointing`"),
+            ("compile", "`--compile`"),
+        )
+    ]
+    rows += [
+        "| a step with the loss and the mask as they are written down: naive loss, dense mask "
+        f"| {naive['naive_loss']['ratio']} x, {naive['dense_mask']['ratio']} x |",
+        f"| waiting for data | {result['waiting']['waiting_percent']} % of the time |",
+    ]
+    rows += [
+        f"| a step of size `paper` with the settings of Potsdam, {name}"
+        f"{f', on {limit:.0f} GiB of the GPU' if (limit := found['limit_gib']) else ''} "
+        f"| {found['seconds']} s, {found['images_s']} crops/s, {found['peak_gib']} GiB |"
+        for name, found in result["paper"].items()
+    ]
+    return "\n".join(rows)
+
+
+def cuda_table() -> str:
+    """What ``autoreg selftest`` found of ONNX Runtime on a GPU."""
+    content = load("selftest_cuda")
+    rows = [
+        "| model | labels of ONNX Runtime on the CPU | tiles against one pass | engine alone | from file to map | GPU memory |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for tested in content["models"]:
+        differing, labels = (sum(check[name] for check in tested["tiling"]) for name in ("differing", "labels"))
+        rows.append(
+            f"| {tested['precision']} | {100 * tested['parity']['agreement']:.4f} % | {differing} of {labels} labels differ "
+            f"| {tested['engine_mpx_s']:.1f} MPx/s | {tested['segment_mpx_s']:.1f} MPx/s "
+            f"| {tested['gpu_bytes'] / 1e6:.0f} MB |"
+        )
+    return "\n".join(rows)
+
+
 def recipe_table(where: str = "") -> str:
     """The recipe of ``autoreg train`` beside what it should beat: on a CPU, or ``_gpu``, with larger networks."""
     names = ("dubai", "india_rgbn")
@@ -209,6 +261,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "tools": tools_table,
     "precision": precision_table,
     "training": training_table,
+    "training_gpu": training_gpu_table,
+    "cuda": cuda_table,
     "recipe": recipe_table,
     "recipe_gpu": functools.partial(recipe_table, "_gpu"),
     "ablation_dubai": functools.partial(ablation_table, "dubai"),

