@@ -193,7 +193,7 @@ def cuda_table() -> str:
     """What ``autoreg selftest`` found of ONNX Runtime on a GPU."""
     content = load("selftest_cuda")
     rows = [
-        "| model | labels of ONNX Runtime on the CPU | tiles against one pass | engine alone | from file to map | GPU memory |",
+        "| model | labels as on the CPU | tiles against one pass | engine alone | from file to map | GPU memory |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for tested in content["models"]:

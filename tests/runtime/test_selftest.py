@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import rasterio
 from click.testing import CliRunner
 
 from autoreg.calibration.calibrate import calibrate_model
@@ -17,7 +18,14 @@ from autoreg.export import export_onnx
 from autoreg.runtime.devices import DEVICES, Device, check_device, find_gpus
 from autoreg.runtime.engine import load_engine
 from autoreg.runtime.measure.gpu_meter import GpuMeter
-from autoreg.runtime.measure.selftest import find_problems, run_selftest, whole_px, why_untested
+from autoreg.runtime.measure.selftest import (
+    find_problems,
+    repeat_noise,
+    run_selftest,
+    whole_px,
+    why_untested,
+    write_noise,
+)
 from autoreg.runtime.model_file import read_spec
 from autoreg.runtime.parity import Parity
 from autoreg.runtime.sample_tiles import make_noise
@@ -94,6 +102,21 @@ def test_noise_has_labels_enough_to_tell_engines_apart(trained: Path) -> None:
     labels = engine.label(make_noise(engine.spec, tile_px=256, count=2).images)
     shares = np.bincount(labels.ravel(), minlength=engine.spec.clusters) / labels.size
     assert (shares > 0.05).sum() >= 3
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_a_fast_device_gets_more_noise_of_the_same_kind(models: Models, tmp_path: Path, dtype: str) -> None:
+    spec = read_spec(models(2, dtype).read_bytes(), "model")
+    write_noise(tmp_path / "noise.tif", spec)
+    with rasterio.open(tmp_path / "noise.tif") as dataset:
+        noise, crs, transform = dataset.read(), dataset.crs, dataset.transform
+    side = noise.shape[-1]
+    for pixels, times in ((1e4, 1), (4 * side**2, 2), (1e12, 8)):
+        with rasterio.open(repeat_noise(tmp_path / "noise.tif", spec, pixels)) as dataset:
+            assert (dataset.width, dataset.height, dataset.dtypes) == (times * side, times * side, (dtype, dtype))
+            assert (dataset.crs, dataset.transform) == (crs, transform)
+            last = dataset.read(window=rasterio.windows.Window((times - 1) * side, (times - 1) * side, side, side))
+        np.testing.assert_array_equal(last, noise)
 
 
 def test_no_model_and_no_device(models: Models) -> None:
