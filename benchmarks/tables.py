@@ -183,7 +183,11 @@ def training_gpu_table() -> str:
     rows += [
         f"| a step of size `paper` with the settings of Potsdam, {name}"
         f"{f', on {limit:.0f} GiB of the GPU' if (limit := found['limit_gib']) else ''} "
-        f"| {found['seconds']} s, {found['images_s']} crops/s, {found['peak_gib']} GiB |"
+        + (
+            "| out of memory |"
+            if "out_of_memory" in found
+            else f"| {found['seconds']} s, {found['images_s']} crops/s, {found['peak_gib']} GiB |"
+        )
         for name, found in result["paper"].items()
     ]
     return "\n".join(rows)
