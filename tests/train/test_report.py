@@ -19,10 +19,10 @@ from autoreg.network.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from autoreg.network.network import label_pixels
 from autoreg.network.orderings import RASTER_ORDERINGS
 from autoreg.train import BASELINES, Status, TrainConfig, load_config, train_network
-from autoreg.train.charts import Line, draw_lines, draw_shares
 from autoreg.train.log import log_path, read_log
 from autoreg.train.recording import record_training
 from autoreg.train.report import report_path, write_report
+from autoreg.train.report.charts import Line, draw_lines, draw_shares
 from autoreg.train.samples import examine
 from conftest import SHORT, noise, save_raster
 from forks import autoreg
@@ -221,6 +221,8 @@ def test_any_objective_and_any_raster_has_a_page(tmp_path: Path, name: str) -> N
     assert log.last.usage == status.usage
     assert int(page.figures["clusters_used"]) == status.clusters_used
     assert ("mutual_information" in page.figures) == (name == "deepcluster")
+    assert "by step" in page.content or name == "kmeans"
+    assert "Share of the pixels in each cluster" not in page.text  # they are found when the training ends
     assert "log 3" not in page.text
     assert "band7" in page.text
 
