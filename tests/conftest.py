@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,6 +35,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # What somebody has found to be fastest on this machine is to choose no engine here.
 os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "autoreg-tests-have-no-cache")
 torch.set_num_threads(1)
+# A shell starts what follows `&` with Ctrl-C ignored, and so would be all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Machines are shared: no example is too slow. The same examples each time: a red test is red for everybody.
 settings.register_profile("autoreg", deadline=None, derandomize=True)
