@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rasterio.enums import Resampling
 
 from autoreg.demo import make_scene
-from autoreg.raster.reader import georeference_optional
+from autoreg.raster.gdal import georeference_optional
 from autoreg.train.data import read_batches
 from autoreg.train.scenes import open_scenes
 from record import record

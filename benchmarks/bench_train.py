@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from autoreg.network.network import Network, upsample
 from autoreg.network.orderings import RASTER_ORDERINGS
-from autoreg.raster.reader import georeference_optional
+from autoreg.raster.gdal import georeference_optional
 from autoreg.train import PRESETS, TrainConfig, load_config, loop, train_network
 from autoreg.train.acceleration import accelerate
 from autoreg.train.data import Batch, read_batches

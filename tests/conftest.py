@@ -24,7 +24,7 @@ from autoreg.network.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from autoreg.network.config import NetworkConfig
 from autoreg.network.network import Network
 from autoreg.network.orderings import RASTER_ORDERINGS
-from autoreg.raster.reader import georeference_optional
+from autoreg.raster.gdal import georeference_optional
 from autoreg.runtime.engine import Engine, load_engine
 from autoreg.train import TrainConfig, features, train_network
 from autoreg.train.views import calibrate_network

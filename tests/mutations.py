@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.control import GroundControlPoint
 
-from autoreg.raster.reader import georeference_optional
+from autoreg.raster.gdal import georeference_optional
 from forks import FORKS
 
 Look = Callable[[Path], object]

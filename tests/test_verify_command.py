@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from autoreg.export import export_onnx
 from autoreg.network.checkpoint import load_checkpoint
-from autoreg.raster.reader import georeference_optional
+from autoreg.raster.gdal import georeference_optional
 from conftest import save_random_checkpoint
 from forks import autoreg
 

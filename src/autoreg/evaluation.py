@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from autoreg.errors import ConfigError, RasterError
 from autoreg.optional import require
-from autoreg.raster.reader import RasterReader, open_dataset
+from autoreg.raster.gdal import open_dataset
+from autoreg.raster.reader import RasterReader
 from autoreg.spec import NODATA_LABEL
 
 MATCHINGS = ("one-to-one", "many-to-one")

@@ -8,7 +8,8 @@ from autoreg.datasets import prepare, read_split
 from autoreg.datasets.coco_stuff import CLASSES, FINE_CLASSES, CocoStuff, meets_rule
 from autoreg.datasets.layout import image_path, label_path
 from autoreg.errors import RasterError
-from autoreg.raster.reader import RasterReader, open_dataset
+from autoreg.raster.gdal import open_dataset
+from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 from conftest import save_raster
 

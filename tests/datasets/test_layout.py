@@ -5,7 +5,8 @@ import pytest
 
 from autoreg.datasets.layout import DatasetWriter, image_path, label_path, protocol_pairs, read_ids, read_split
 from autoreg.errors import ConfigError, OutputError, RasterError
-from autoreg.raster.reader import RasterReader, open_dataset
+from autoreg.raster.gdal import open_dataset
+from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 
 

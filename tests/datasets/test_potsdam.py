@@ -13,7 +13,8 @@ from autoreg.datasets import DATASETS, prepare, read_split
 from autoreg.datasets.layout import image_path, label_path
 from autoreg.datasets.potsdam import decode_colours, split_labelled
 from autoreg.errors import ConfigError, OutputError, RasterError
-from autoreg.raster.reader import RasterReader, open_dataset
+from autoreg.raster.gdal import open_dataset
+from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 from conftest import save_raster
 

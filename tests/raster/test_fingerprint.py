@@ -10,7 +10,7 @@ from rasterio.enums import Resampling
 
 from autoreg.errors import DamagedRasterError, RasterError
 from autoreg.raster.fingerprint import fingerprint
-from autoreg.raster.reader import georeference_optional
+from autoreg.raster.gdal import georeference_optional
 from conftest import noise, save_raster
 
 

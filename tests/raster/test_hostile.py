@@ -8,7 +8,8 @@ import pytest
 import rasterio
 
 from autoreg.errors import AutoregError, DamagedRasterError
-from autoreg.raster.reader import RasterReader, georeference_optional
+from autoreg.raster.gdal import georeference_optional
+from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 from conftest import EDGE, needs_edge
 from mutations import FLAVOURS, look_at_mutations, write_flavours

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import rasterio
 
+from autoreg.raster.gdal import georeference_optional
 from autoreg.raster.picture import display_bands, encode_picture, paint, stretch
-from autoreg.raster.reader import georeference_optional
 
 
 @pytest.mark.parametrize(

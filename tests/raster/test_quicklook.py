@@ -5,8 +5,8 @@ import pytest
 import rasterio
 
 from autoreg.errors import ConfigError, DamagedRasterError, OutputError, RasterError
+from autoreg.raster.gdal import georeference_optional
 from autoreg.raster.quicklook import write_quicklook
-from autoreg.raster.reader import georeference_optional
 from conftest import damage_raster, noise, save_map, save_raster
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -20,7 +20,7 @@ from rio_cogeo.cogeo import cog_validate
 from autoreg import Engine, TilingOptions, load_engine, segment_array, segment_raster
 from autoreg.errors import RasterError
 from autoreg.naming import write_classes
-from autoreg.raster.reader import georeference_optional
+from autoreg.raster.gdal import georeference_optional
 from autoreg.raster.tiling import round_up
 from autoreg.runtime.pipeline import Outputs
 from autoreg.runtime.segment import Segmented

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from autoreg import ModelSpec, TilingOptions, segment_array, segment_raster
 from autoreg.raster import blending
+from autoreg.raster.gdal import open_dataset
 from autoreg.raster.palette import unnamed_classes
-from autoreg.raster.reader import open_dataset
 from autoreg.raster.tiling import round_up
 from autoreg.runtime.engine import Images, Labels, Prediction
 from autoreg.runtime.probabilities import probabilities

@@ -19,8 +19,9 @@ from rio_cogeo.cogeo import cog_validate
 from autoreg import Engine, load_engine, segment_array, segment_raster
 from autoreg.cli import main
 from autoreg.errors import OutputError
+from autoreg.raster.gdal import georeference_optional
 from autoreg.raster.journal import journal_path
-from autoreg.raster.reader import RasterReader, georeference_optional
+from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 from conftest import EDGE, RANGES, Models, needs_edge, noise, save_raster
 from forks import autoreg

@@ -16,7 +16,8 @@ from rasterio.enums import Resampling
 
 from autoreg.errors import RasterError
 from autoreg.network.checkpoint import load_checkpoint
-from autoreg.raster.reader import RasterReader, georeference_optional
+from autoreg.raster.gdal import georeference_optional
+from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 from autoreg.train import TrainConfig, data, scenes, train_network
 from autoreg.train.data import BATCHES_AHEAD, CROPS_PER_TURN, TURNS_AHEAD, Batch, read_batches

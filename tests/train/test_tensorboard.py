@@ -13,8 +13,8 @@ import rasterio
 from autoreg.errors import MissingDependencyError
 from autoreg.network.checkpoint import load_checkpoint
 from autoreg.network.network import label_pixels
+from autoreg.raster.gdal import georeference_optional
 from autoreg.raster.palette import class_colours
-from autoreg.raster.reader import georeference_optional
 from autoreg.train import Status, resume_training, train_network
 from autoreg.train.recording import record_training
 from conftest import SHORT

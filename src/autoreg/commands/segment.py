@@ -96,9 +96,9 @@ def segment(
     from autoreg.raster.polygons import write_polygons
     from autoreg.raster.rasters import Rasters
     from autoreg.raster.vector_file import check_vector_target
+    from autoreg.runtime.maps import output_paths
     from autoreg.runtime.memory import fit_memory
     from autoreg.runtime.pipeline import Outputs
-    from autoreg.runtime.segment import output_paths
 
     if vector is None and not (min_area is None and simplify is None):
         raise ConfigError("--min-area and --simplify are about polygons; give --vector FILE, too")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from autoreg.errors import ConfigError, OutputError, RasterError
 from autoreg.optional import require
-from autoreg.raster.reader import georeference_optional
+from autoreg.raster.gdal import georeference_optional
 from autoreg.spec import NODATA_LABEL
 
 SPLITS = ("unlabelled_train", "labelled_train", "labelled_test")

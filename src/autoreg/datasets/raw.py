@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autoreg.errors import RasterError
 from autoreg.optional import require
-from autoreg.raster.reader import open_dataset
+from autoreg.raster.gdal import open_dataset
 
 MAX_SIDE_PX = 20_000
 """A larger raster is not one of these data sets; the largest in them has 6000 x 6000 px."""

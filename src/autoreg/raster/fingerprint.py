@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoreg.errors import RasterError
-from autoreg.raster.reader import RasterReader, network_options, open_dataset
+from autoreg.raster.gdal import network_options, open_dataset
+from autoreg.raster.reader import RasterReader
 from autoreg.raster.window import Window
 
 _EDGE_BYTES = 2**20

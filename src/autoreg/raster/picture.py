@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoreg.optional import require
+from autoreg.raster.gdal import georeference_optional
 from autoreg.raster.palette import Colour
-from autoreg.raster.reader import georeference_optional
 from autoreg.spec import NODATA_LABEL
 
 Picture = NDArray[np.uint8]

@@ -13,9 +13,10 @@ from autoreg.optional import require
 from autoreg.output import check_output
 from autoreg.raster.area import pixel_sides_m, row_areas_m2, to_ground
 from autoreg.raster.cog import BLOCK_PX
+from autoreg.raster.gdal import open_dataset
 from autoreg.raster.mosaic import Grid, Mosaic, Placed, bounding_grid, find_mosaics
 from autoreg.raster.outlines import Polygons, trace_polygons
-from autoreg.raster.reader import Pixels, Valid, open_dataset
+from autoreg.raster.reader import Pixels, Valid
 from autoreg.raster.regions import Labels
 from autoreg.raster.sieve import sieve
 from autoreg.raster.vector_file import check_vector_target, write_features

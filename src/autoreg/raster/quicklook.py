@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from autoreg.errors import ConfigError, DamagedRasterError, RasterError
 from autoreg.optional import require
 from autoreg.output import atomic_output, remove_leftovers
+from autoreg.raster.gdal import open_dataset
 from autoreg.raster.picture import encode_picture
-from autoreg.raster.reader import open_dataset
 from autoreg.spec import NODATA_LABEL
 
 

@@ -1,12 +1,8 @@
 """Read a raster window by window: its pixels, and which of them are data. The only reader of rasters in autoreg."""
 
 import math
-import os
-import re
-import threading
-import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -17,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoreg.errors import DamagedRasterError, RasterError
-from autoreg.optional import require
+from autoreg.raster.gdal import is_remote, load_rasterio, network_options, open_dataset, reason_of
 from autoreg.raster.window import Window
 from autoreg.spec import DTYPES
 
@@ -33,20 +29,6 @@ _ALPHA_SHARE = 0.99
 _BLOCK_LIMIT_BYTES = 256 * 2**20
 _DATA_CELLS = 64
 _OVERVIEW_LIMIT_VALUES = 2**24
-
-_NETWORK = re.compile(r"://|/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)")
-"""Found in the names of rasters that GDAL fetches from elsewhere."""
-_PATIENCE = {
-    "GDAL_HTTP_CONNECTTIMEOUT": "10",
-    "GDAL_HTTP_TIMEOUT": "30",
-    "GDAL_HTTP_MAX_RETRY": "2",
-    "GDAL_HTTP_RETRY_DELAY": "1",
-}
-"""How long, in seconds, and how often GDAL asks a server; left to itself, it waits forever for one that does not answer."""
-_WITH_CARE = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO"}
-"""GDAL's quick way to read a whole PNG does not notice that it is cut off, and returns what happened to be in memory."""
-_NO_LISTING = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
-"""Masks and georeferences beside a raster are asked for by name, not found by listing its folder: servers seldom list."""
 
 
 class RasterReader:
@@ -79,7 +61,7 @@ class RasterReader:
         self.path = path
         self._dataset = open_dataset(path)
         # A raster that lies here may still be a list of rasters that lie elsewhere.
-        self._needs_options = _is_remote(path) or self._dataset.driver in ("VRT", "PNG")
+        self._needs_options = is_remote(path) or self._dataset.driver in ("VRT", "PNG")
         try:
             with self._asking():
                 self._set_up(bands)
@@ -93,12 +75,12 @@ class RasterReader:
     @contextmanager
     def _asking(self) -> Iterator[None]:
         """Ask GDAL about the file, which may find only then that what the answer stands in is damaged."""
-        rasterio = _rasterio()
+        rasterio = load_rasterio()
         try:
             with self._connection():
                 yield
         except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:
-            raise DamagedRasterError(f"{self.path} is damaged: {_reason(error)}") from error
+            raise DamagedRasterError(f"{self.path} is damaged: {reason_of(error)}") from error
 
     def _set_up(self, bands: int | None) -> None:
         dataset = self._dataset
@@ -179,7 +161,7 @@ class RasterReader:
         gcps, gcps_crs = dataset.gcps
         place: dict[str, Any] = {}
         if gcps:  # rasterio writes none without a CRS, be it an empty one
-            place |= {"gcps": gcps, "crs": gcps_crs or _rasterio().CRS()}
+            place |= {"gcps": gcps, "crs": gcps_crs or load_rasterio().CRS()}
         else:
             place |= {"crs": dataset.crs} if dataset.crs else {}
             place |= {} if dataset.transform.is_identity else {"transform": dataset.transform}
@@ -276,7 +258,7 @@ class RasterReader:
         """
         dataset = self._dataset
         # GDAL presents strips in other blocks than the file has.
-        if dataset.driver != "GTiff" or _is_remote(self.path) or self.stores_rows:
+        if dataset.driver != "GTiff" or is_remote(self.path) or self.stores_rows:
             return []
         found = []
         if self._alpha is not None and dataset.nodatavals[self._alpha - 1] in (None, 0):
@@ -295,15 +277,15 @@ class RasterReader:
         try:
             with self._connection():
                 return np.asarray(self._dataset.read(indexes, **options))
-        except _rasterio().errors.RasterioError as error:
-            raise DamagedRasterError(f"{self.path} is damaged: {_reason(error)}") from error
+        except load_rasterio().errors.RasterioError as error:
+            raise DamagedRasterError(f"{self.path} is damaged: {reason_of(error)}") from error
 
     def _read_masks(self, place: dict[str, Any]) -> NDArray[np.uint8]:
         try:
             with self._connection():
                 return np.asarray(self._dataset.read_masks(1, **place))
-        except _rasterio().errors.RasterioError as error:
-            raise DamagedRasterError(f"the mask of {self.path} is damaged: {_reason(error)}") from error
+        except load_rasterio().errors.RasterioError as error:
+            raise DamagedRasterError(f"the mask of {self.path} is damaged: {reason_of(error)}") from error
 
     def close(self) -> None:
         """Close the file."""
@@ -314,90 +296,6 @@ class RasterReader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def open_dataset(path: str | Path) -> Any:
-    """Open ``path`` with rasterio, whatever it holds.
-
-    Raises:
-        DamagedRasterError: GDAL cannot read it.
-        RasterError: no such file, or one without bands.
-    """
-    name = str(path)
-    rasterio = _rasterio()
-    if not _is_remote(path) and not name.startswith("/vsi"):
-        if not Path(name).exists():
-            raise RasterError(f"there is no file {name}")
-        if Path(name).is_dir():
-            raise RasterError(f"{name} is a folder, expected an image file such as {name.rstrip('/')}/*.tif")
-    try:
-        # rasterio compares the nodata value with what the type can hold, and numpy would warn of one that is beyond that.
-        with georeference_optional(), network_options(path), np.errstate(over="ignore"):
-            dataset = rasterio.open(name)
-    except rasterio.errors.RasterioError as error:
-        raise DamagedRasterError(f"{name} cannot be read as an image: {_reason(error, name)}") from error
-    if dataset.count == 0:
-        dataset.close()
-        raise RasterError(f"{name} holds no bands itself; name one of the rasters inside it")
-    return dataset
-
-
-@contextmanager
-def georeference_optional() -> Iterator[None]:
-    """Open and write rasters without being warned that they lie nowhere on Earth: a JPEG or PNG seldom does."""
-    with _filters.ignoring(_rasterio().errors.NotGeoreferencedWarning):
-        yield
-
-
-class _Filters:
-    """The filters of warnings, one list for all threads: the first that comes changes it, the last that goes restores it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._restore = ExitStack()
-
-    @contextmanager
-    def ignoring(self, kind: type[Warning]) -> Iterator[None]:
-        with self._lock:
-            if self._inside == 0:
-                self._restore.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore", kind)
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if self._inside == 0:
-                    self._restore.close()
-
-
-_filters = _Filters()
-
-
-def _is_remote(path: str | Path) -> bool:
-    return _NETWORK.search(str(path)) is not None
-
-
-def network_options(path: str | Path) -> AbstractContextManager[Any]:
-    """Let GDAL give up on servers that do not answer, and read PNG with care.
-
-    What the user's environment says, or a ``rasterio.Env``, wins.
-    """
-    environment = _rasterio().env
-    options = _PATIENCE | _WITH_CARE | (_NO_LISTING if _is_remote(path) else {})
-    known = os.environ.keys() | (environment.getenv().keys() if environment.hasenv() else set())
-    found: AbstractContextManager[Any] = environment.Env.from_defaults(
-        **{key: value for key, value in options.items() if key not in known}
-    )
-    return found
-
-
-def _rasterio() -> Any:
-    rasterio = require("rasterio")
-    require("rasterio.errors")
-    return rasterio
 
 
 def _place(window: Window) -> dict[str, Any]:
@@ -419,12 +317,3 @@ def _representable(value: float | None, dtype: str) -> float | int | None:
         return float(np.float32(value))
     limits = np.iinfo(dtype)
     return int(value) if value == int(value) and limits.min <= value <= limits.max else None
-
-
-def _reason(error: Exception, name: str = "") -> str:
-    """GDAL's own words, on one line, without the file name that our sentence has already said."""
-    cause = error.__cause__ or error
-    text = " ".join(str(cause).split())
-    for prefix in (f"'{name}' ", f"{name}: "):
-        text = text.removeprefix(prefix) if name else text
-    return text.rstrip(".")

@@ -18,11 +18,11 @@ from autoreg.optional import require
 from autoreg.output import atomic_output, check_output, check_space, remove_leftovers
 from autoreg.raster.area import row_areas_m2
 from autoreg.raster.cog import BLOCK_PX, Block, compress, write_cog
+from autoreg.raster.gdal import georeference_optional, open_dataset
 from autoreg.raster.imagery import Imagery
 from autoreg.raster.journal import Journal, open_journal
 from autoreg.raster.palette import Colour
 from autoreg.raster.pyramid import Pyramid
-from autoreg.raster.reader import georeference_optional, open_dataset
 from autoreg.raster.waiting import Place, WaitingBlocks
 from autoreg.raster.window import Window
 from autoreg.spec import NODATA_LABEL

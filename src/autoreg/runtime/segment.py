@@ -3,9 +3,6 @@
 The labels are those of one pass over the whole, unless the model looks at the whole tile: then tiles overlap and blend.
 """
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +17,14 @@ from autoreg.raster.statistics import Read, match_scene
 from autoreg.raster.tiling import Tiling, plan_tiles
 from autoreg.raster.window import Window
 from autoreg.runtime.engine import Engine
-from autoreg.runtime.pipeline import PROBABILITY_SCALE, Job, Outputs, run
+from autoreg.runtime.maps import job_digest, least_bytes, map_files, provenance
+from autoreg.runtime.pipeline import Job, Outputs, run
 from autoreg.spec import NODATA_LABEL, ModelSpec
 
 if TYPE_CHECKING:
     from autoreg.raster.imagery import Imagery
     from autoreg.raster.rasters import Part
     from autoreg.raster.writer import MapFile, Totals
-
-_DATA_CELLS = 32
-_LABEL_BYTES, _PROBABILITY_BYTES = 0.02, 0.2
-"""Of a pixel of a band, compressed: less than in any map that we have seen, so that only what cannot end well is refused."""
 
 Progress = Callable[[int, int], None]
 """Called with the pixels done and the pixels in all, after each part."""
@@ -230,8 +224,8 @@ def segment_part(
     check_fit(part.name, imagery, spec)
     by_rows = imagery.block_shape[1] >= part.place.width
     plan = options.plan(spec, imagery.height, imagery.width, region=part.region, by_rows=by_rows)
-    job = _job_digest(engine, part, plan, outputs)
-    files = _map_files(spec, target, outputs)
+    job = job_digest(engine, part, plan, outputs)
+    files = map_files(spec, target, outputs)
     if resume and (finished := _finished(files, job, spec)):
         remove_journal(target, job)
         return finished
@@ -242,9 +236,9 @@ def segment_part(
         write_maps(
             files,
             like=part.place,
-            tags=_provenance(engine, part),
+            tags=provenance(engine, part),
             job=job,
-            needed_bytes=_least_bytes(part, files),
+            needed_bytes=least_bytes(part, files),
             overwrite=overwrite,
             resume=resume,
         ) as writer,
@@ -265,37 +259,9 @@ def segment_part(
                 progress(done, total)
 
         run(Job(engine, plan, read, put, outputs, options.batch_size, imagery.is_empty, is_done, advance))
-        if job != _job_digest(engine, part, plan, outputs):
+        if job != job_digest(engine, part, plan, outputs):
             raise RasterError(f"{part.name} changed while it was segmented, so there is no map of it; segment it again")
     return _segmented(files, writer.totals, spec, resumed=begun)
-
-
-def _map_files(spec: ModelSpec, target: Path, outputs: Outputs) -> "list[MapFile]":
-    """The files to write for ``target``, the map of labels first."""
-    from autoreg.raster.writer import MapFile
-
-    labels, *further = output_paths(target, outputs)
-    bands: list[tuple[str, ...]] = [("confidence",)] if outputs.confidence else []
-    bands += [tuple(item.name for item in spec.classes)] if outputs.probabilities else []
-    return [
-        MapFile(labels, ("class",), colours={item.label: item.rgb for item in spec.classes}),
-        *(MapFile(path, names, scale=PROBABILITY_SCALE) for path, names in zip(further, bands, strict=True)),
-    ]
-
-
-def _least_bytes(part: "Part", files: "Sequence[MapFile]") -> int:
-    """What the maps need on the disk, at the least: twice their blocks, which are in the journal until the map is whole."""
-    sides = zip(part.region[2:], part.imagery.block_shape, strict=True)
-    cells = part.region.cut(*(max(-(-side // _DATA_CELLS), block) for side, block in sides))
-    pixels = sum(cell.height * cell.width for cell in cells if not part.imagery.is_empty(cell))
-    per_pixel = _LABEL_BYTES + _PROBABILITY_BYTES * sum(len(file.bands) for file in files[1:])
-    return int(2 * pixels * per_pixel)
-
-
-def output_paths(target: Path, outputs: Outputs) -> list[Path]:
-    """The maps to write for ``target``, ``maps/a.tif``: itself, then ``maps/a.confidence.tif`` and the like."""
-    wanted = [name for name, value in dataclasses.asdict(outputs).items() if value]
-    return [target, *(target.with_name(f"{target.stem}.{name}{target.suffix}") for name in wanted)]
 
 
 def array_reader(image: NDArray[Any], valid: NDArray[np.bool_]) -> Read:
@@ -347,42 +313,6 @@ def check_fit(name: str, imagery: "Imagery", spec: ModelSpec) -> None:
             f"{name} has pixels of type {dtype}, but the model was trained on {spec.dtype}, "
             f"which has another range of values; convert it with gdal_translate -ot, scaled as in the training"
         )
-
-
-def _job_digest(engine: Engine, part: "Part", plan: Tiling | Blending, outputs: Outputs) -> bytes:
-    """Digest of all that a pixel of the maps depends on, 32 bytes; a raster that is too far to be seen changes nothing."""
-    from autoreg import __version__
-    from autoreg.raster.fingerprint import fingerprint
-
-    reach_px, grid_px = (plan.halo_px, plan.stride) if isinstance(plan, Tiling) else (plan.tile_px, plan.step_px)
-    seen = part.around(None if engine.spec.normalisation == "scene" else reach_px)
-    job = {
-        "version": __version__,
-        "model": engine.model_digest,
-        "engine": engine.device,
-        "sources": [(fingerprint(source), place) for source, place in part.members_in(seen)],
-        "seen": seen.within(part.region),
-        "size": part.region[2:],
-        "on_grid": [start % grid_px for start in part.region[:2]],
-        "tile_px": plan.tile_px if isinstance(plan, Blending) else None,
-        "outputs": dataclasses.asdict(outputs),
-    }
-    return hashlib.sha256(json.dumps(job).encode()).digest()
-
-
-def _provenance(engine: Engine, part: "Part") -> dict[str, str]:
-    from autoreg import __version__
-
-    spec = engine.spec
-    return {
-        "TIFFTAG_SOFTWARE": f"autoreg {__version__}",
-        "AUTOREG_MODEL_SHA256": engine.model_digest,
-        "AUTOREG_CHECKPOINT_SHA256": spec.checkpoint_digest,
-        "AUTOREG_PRECISION": spec.precision,
-        "AUTOREG_ENGINE": engine.device,
-        "AUTOREG_SOURCE": Path(part.name).name,
-        "AUTOREG_CLASSES": json.dumps([dataclasses.asdict(item) for item in spec.classes], ensure_ascii=False),
-    }
 
 
 def _segmented(files: "Sequence[MapFile]", totals: "Totals", spec: ModelSpec, *, resumed: bool) -> Segmented:

@@ -2,10 +2,8 @@
 
 import dataclasses
 import hashlib
-import itertools
-import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoreg.errors import ConfigError, EngineError, MissingDependencyError
-from autoreg.raster.blending import Blending
-from autoreg.runtime.devices import DEVICES, TENSORRT, Device, check_device, choose_device, count_lanes
+from autoreg.errors import EngineError, MissingDependencyError
+from autoreg.runtime.devices import DEVICES, TENSORRT, Device, check_device, choose_device
 from autoreg.runtime.engine import ENGINE_SUFFIX, Labels, load_engine
-from autoreg.runtime.engines.tensorrt import BuildOptions, EngineFile, build_engine, read_engine_file
+from autoreg.runtime.engines.tensorrt import BuildOptions, build_engine, read_engine_file
+from autoreg.runtime.measure.cases import Case, check_alike, choose_tile_px, plan_cases
 from autoreg.runtime.measure.fastest import remember_fastest
 from autoreg.runtime.measure.flops import count_flops
 from autoreg.runtime.measure.growth import Growth
@@ -28,16 +26,10 @@ from autoreg.runtime.measure.sgemm import Sgemm, SgemmMeter
 from autoreg.runtime.measure.turns import ROUNDS, Runner, measure_in_turns
 from autoreg.runtime.model_file import read_model, read_spec
 from autoreg.runtime.sample_tiles import Tiles, make_noise, read_tiles
-from autoreg.runtime.segment import TilingOptions
 from autoreg.spec import ModelSpec
 
 _TILES, _TILES_PX = 8, 2**24
 """So many tiles, or of large ones fewer, that have so many pixels."""
-_MOST_ROWS = 64
-_MOST_VALUES = 2**27
-"""Most values in one call of all lanes: 512 MiB, or 32 tiles of 1024 px with 4 bands."""
-_LARGE_PX = 2**20
-"""Side of a raster that no tile covers."""
 _REFERENCE_DEVICE = "cpu"
 _CLEARLY = 1.05
 """So many times as fast as what ``auto`` takes anyway has another device to be: less is noise, and would change with it."""
@@ -161,13 +153,13 @@ def bench_models(
     models = list(dict.fromkeys(models))
     engines = {model: read_engine_file(model) for model in models if model.suffix == ENGINE_SUFFIX}
     specs = [engines[model].spec if model in engines else read_spec(read_model(model), str(model)) for model in models]
-    _check_alike(models, specs)
+    check_alike(models, specs)
     there = find_devices()
     measured = [choose_device(name) for name in dict.fromkeys(devices)] or there
     if not measured:
         measured = [choose_device(_REFERENCE_DEVICE)]  # raises, and says what to install
-    tile_px = _choose_tile_px(specs, tile_px, engines)
-    cases = _plan_cases(models, specs, measured, batch_sizes, tile_px, engines)
+    tile_px = choose_tile_px(specs, tile_px, engines)
+    cases = plan_cases(models, specs, measured, batch_sizes, tile_px, engines)
     shown = _Shown(rasters, tile_px, max(case.batch_size * case.lanes for case in cases))
     preferred = TENSORRT if models[0] in engines else _REFERENCE_DEVICE
     exact = next((device for device in there if device.name == preferred), measured[0])
@@ -250,49 +242,6 @@ def _fastest(rows: Sequence[Row], min_agreement: float, usual: str | None = None
     return max(kept, key=lambda row: row.mpx_per_s * (_CLEARLY if row.device == usual else 1), default=None)
 
 
-@dataclass(frozen=True)
-class _Case:
-    """What a row measures."""
-
-    model: Path
-    spec: ModelSpec
-    device: Device
-    batch_size: int
-    lanes: int
-
-
-def _plan_cases(
-    models: Sequence[Path],
-    specs: Sequence[ModelSpec],
-    devices: Sequence[Device],
-    batch_sizes: Sequence[int],
-    tile_px: int,
-    engines: Mapping[Path, EngineFile],
-) -> list[_Case]:
-    """All rows, unless they are too many or too large."""
-    cases = [
-        _Case(model, spec, device, batch_size, lanes)
-        for model, spec in zip(models, specs, strict=True)
-        for device, batch_size in (
-            [(choose_device(TENSORRT), engines[model].batch_size)]
-            if model in engines
-            else itertools.product(devices, dict.fromkeys(batch_sizes))
-        )
-        for lanes in sorted({1, count_lanes(device)})
-    ]
-    if len(cases) > _MOST_ROWS:
-        raise ConfigError(
-            f"this would measure {len(cases)} rows, expected at most {_MOST_ROWS}; give fewer models or batch sizes"
-        )
-    tiles, bands = max(case.batch_size * case.lanes for case in cases), len(specs[0].bands)
-    if tiles * bands * tile_px**2 > _MOST_VALUES:
-        raise ConfigError(
-            f"{tiles} tiles at once, of {bands} bands and {tile_px} px, are {tiles * bands * tile_px**2} values, "
-            f"expected at most {_MOST_VALUES}; give a smaller --tile-px or --batch-size"
-        )
-    return cases
-
-
 class _Shown:
     """The tiles that the engines see: the same places for all models, in the pixels that each expects.
 
@@ -352,14 +301,14 @@ class _Reference:
 class _Started:
     """An engine that has seen all tiles once."""
 
-    case: _Case
+    case: Case
     runner: Runner
     agreement: float | None
     memory_bytes: int | None
 
     def row(self, seconds_per_tile: float, tile_px: int, gflop: float | None, sgemm: Sgemm) -> Row:
         """What was measured of it."""
-        engine, core_px = self.runner.engine, _core_px(self.case.spec, tile_px)
+        engine, core_px = self.runner.engine, self.case.core_px(tile_px)
         gflop_per_s = None if gflop is None else gflop / seconds_per_tile
         share = None if gflop_per_s is None or self.case.device.gpu else gflop_per_s / sgemm.gflop_per_s
         return Row(
@@ -381,7 +330,7 @@ class _Started:
         )
 
 
-def _start(case: _Case, tiles: Tiles, reference: _Reference | None, folder: Path, stack: ExitStack) -> _Started:
+def _start(case: Case, tiles: Tiles, reference: _Reference | None, folder: Path, stack: ExitStack) -> _Started:
     path = case.model
     if case.device.name == TENSORRT and path.suffix != ENGINE_SUFFIX:
         path = _build(case, tiles.images.shape[-1], folder)
@@ -393,51 +342,13 @@ def _start(case: _Case, tiles: Tiles, reference: _Reference | None, folder: Path
     return _Started(case, runner, agreement, growth.bytes)
 
 
-def _build(case: _Case, tile_px: int, folder: Path) -> Path:
+def _build(case: Case, tile_px: int, folder: Path) -> Path:
     """An engine of TensorRT: the one that a user keeps beside the model stays what it is."""
     digest = hashlib.sha256(read_model(case.model)).hexdigest()
     path = folder / f"{digest}.{case.batch_size}{ENGINE_SUFFIX}"
     if not path.exists():
         build_engine(case.model, path, BuildOptions(tile_px, case.batch_size))
     return path
-
-
-def _check_alike(models: Sequence[Path], specs: Sequence[ModelSpec]) -> None:
-    """Make sure that all models can be shown the same tiles."""
-    for model, spec in zip(models, specs, strict=True):
-        if (spec.bands, spec.dtype) != (specs[0].bands, specs[0].dtype):
-            raise ConfigError(
-                f"{model} takes {spec.dtype} pixels of {', '.join(spec.bands)}, but {models[0]}, the first model, takes "
-                f"{specs[0].dtype} pixels of {', '.join(specs[0].bands)}; measure them one by one"
-            )
-
-
-def _choose_tile_px(specs: Sequence[ModelSpec], tile_px: int | None, engines: Mapping[Path, EngineFile]) -> int:
-    """Side of a tile that every model can be run on; engines are measured on those that they were built for."""
-    built = [max(described.tile_shape) for described in engines.values()]
-    tile_px = built[0] if tile_px is None and built else tile_px
-    wanted = max(_plan_side(spec, None) for spec in specs) if tile_px is None else tile_px
-    stride = math.lcm(*(spec.stride for spec in specs))
-    side = -(-wanted // stride) * stride
-    for spec in specs:
-        _plan_side(spec, side)  # raises where a tile leaves no core
-    for path, expected in zip(engines, built, strict=True):
-        if side != expected:
-            raise ConfigError(
-                f"{path} was built for tiles of {expected} px, and those to measure on have {side} px; measure it alone, or "
-                f"build it again with --tile-px {side}"
-            )
-    return side
-
-
-def _plan_side(spec: ModelSpec, tile_px: int | None) -> int:
-    return TilingOptions(tile_px).plan(spec, _LARGE_PX, _LARGE_PX).tile_shape[0]
-
-
-def _core_px(spec: ModelSpec, tile_px: int) -> int:
-    """Side of what each tile adds to the map of a large raster."""
-    plan = TilingOptions(tile_px).plan(spec, _LARGE_PX, _LARGE_PX)
-    return plan.step_px if isinstance(plan, Blending) else plan.core_px
 
 
 def _count_gflop(model: Path, spec: ModelSpec, tile_px: int) -> float | None:
