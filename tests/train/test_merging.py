@@ -11,6 +11,7 @@ from torch import nn
 
 from autoreg.network.config import NetworkConfig
 from autoreg.network.network import Network
+from autoreg.train import merging
 from autoreg.train.data import Batch
 from autoreg.train.merging import EXPONENT, fit_linear, fit_merged_decoder, merge_clusters
 
@@ -88,6 +89,18 @@ def test_no_group_is_next_to_nothing_if_another_can_be_made() -> None:
     joint[4, 2] = joint[2, 4] = 1e-3
     assert merge_clusters(joint, 3).tolist() == [0, 0, 1, 2, 1]
     assert merge_clusters(joint_of([[0.5, 0.2], [0.15, 0.1], [0.05]], mixing=0.01), 3).tolist() == [0, 0, 1, 1, 2]
+
+
+def test_of_many_clusters_those_with_like_surroundings_are_joined_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.permutation(np.repeat(np.arange(8), 20))
+    shares = rng.uniform(0.5, 1.5, len(truth)) * (1 + truth)
+    sizes = np.bincount(truth, weights=shares)
+    meetings = np.outer(shares, shares) * (0.3 + 0.7 * (truth[:, None] == truth) * shares.sum() / sizes[truth])
+    joint = torch.from_numpy(meetings * rng.gamma(5, 0.2, meetings.shape))
+    monkeypatch.setattr(merging, "_MOST_AGGLOMERATED", 40)
+    assert (merge_clusters(joint, 8) == np.argsort(np.argsort(-sizes))[truth]).all()
+    assert len(set(merge_clusters(joint, 60).tolist())) == 60
 
 
 def test_there_are_as_many_groups_as_asked_for_even_if_fewer_clusters_are_used() -> None:

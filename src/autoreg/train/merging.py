@@ -15,6 +15,7 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,6 +30,9 @@ SURROUNDINGS_CELLS = 2
 
 EXPONENT = 0.6
 """Groups are to have the highest I / H ** EXPONENT."""
+
+_MOST_AGGLOMERATED = 512
+"""More clusters than this are first brought down to it in a way that is coarser, but not as slow."""
 
 _TINY = float(np.finfo(np.float64).tiny)
 
@@ -49,7 +53,10 @@ def merge_clusters(joint: Tensor, groups: int) -> NDArray[np.intp]:
     shares = meetings.sum(axis=1)
     order = np.argsort(-shares, kind="stable")
     used = order[: max(groups, int((shares >= LEAST_SHARE / len(shares)).sum()))]
-    members = [used[indexes] for indexes in _agglomerate(meetings[np.ix_(used, used)], groups)]
+    alike = _join_alike(meetings[np.ix_(used, used)], max(groups, _MOST_AGGLOMERATED))
+    sums = np.eye(alike.max() + 1)[alike]
+    parts = _agglomerate(sums.T @ meetings[np.ix_(used, used)] @ sums, groups)
+    members = [used[np.isin(alike, part)] for part in parts]
     found = np.full(len(shares), groups)
     for group, indexes in enumerate(members):
         found[indexes] = group
@@ -59,6 +66,17 @@ def merge_clusters(joint: Tensor, groups: int) -> NDArray[np.intp]:
     numbers = np.empty(groups, np.intp)
     numbers[np.argsort(-sizes, kind="stable")] = np.arange(groups)
     return cast(NDArray[np.intp], numbers[found])
+
+
+def _join_alike(joint: NDArray[np.float64], most: int) -> NDArray[np.intp]:
+    """Where there are more than ``most`` clusters, join those whose surroundings are most alike: the part of each, (A,).
+
+    By Ward's method, on the Hellinger distances of the distributions of their surroundings.
+    """
+    if len(joint) <= most:
+        return np.arange(len(joint))
+    profiles = np.sqrt(joint / np.maximum(joint.sum(axis=1, keepdims=True), _TINY))
+    return cast(NDArray[np.intp], fcluster(linkage(profiles, "ward"), most, "maxclust").astype(np.intp) - 1)
 
 
 def _agglomerate(joint: NDArray[np.float64], groups: int) -> list[list[int]]:
