@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 import naive
+from autoreg.train import losses
 from autoreg.train.losses import joint_distribution, joint_per_displacement, mutual_information
 
 CASES = [(1, 3, 5, 7, 0), (2, 4, 6, 5, 1), (2, 3, 4, 6, 2), (3, 2, 3, 4, 5)]  # the last T exceeds the image
@@ -31,8 +32,12 @@ def assert_same_gradient(
         torch.testing.assert_close(quick.grad, plain.grad, rtol=rtol, atol=atol)
 
 
+@pytest.mark.parametrize("most_products", [2**26, 1])
 @pytest.mark.parametrize("case", CASES)
-def test_the_box_form_equals_the_definition_in_value_and_gradient(case: tuple[int, int, int, int, int]) -> None:
+def test_the_box_form_equals_the_definition_in_value_and_gradient(
+    case: tuple[int, int, int, int, int], most_products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "_MOST_PRODUCTS", most_products)
     *shape, displacement_px = case
     fast_views, slow_views = views(*shape), views(*shape)
     fast = mutual_information(joint_distribution(*fast_views, displacement_px)).value

@@ -11,7 +11,7 @@ from torch import nn
 
 from autoreg.network.config import NetworkConfig
 from autoreg.network.network import Network
-from autoreg.train import merging
+from autoreg.train import features, merging
 from autoreg.train.data import Batch
 from autoreg.train.merging import EXPONENT, fit_linear, fit_merged_decoder, merge_clusters
 
@@ -122,9 +122,10 @@ def test_logistic_regression_reproduces_linear_clusters() -> None:
     assert (found == truth).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("decoders", [1, 3])
-def test_the_decoder_says_the_groups(decoders: int) -> None:
+@pytest.mark.parametrize(("decoders", "values_at_once"), [(1, 2**25), (3, 2**25), (3, 1)])
+def test_the_decoder_says_the_groups(decoders: int, values_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network whose features are the pixels: six colours, which lie in two regions of three colours each."""
+    monkeypatch.setattr(features, "_VALUES_AT_ONCE", values_at_once)
     network = Network(NetworkConfig(6, 2, 6, (), 1, extractor="pixels", aux_classes=6, aux_decoders=decoders))
     with torch.no_grad():
         for turn, decoder in enumerate(network.aux_decoders):

@@ -121,8 +121,9 @@ def fit_clusters(network: Network, batches: Iterable[Batch], seed: int) -> None:
     """
     rng = np.random.default_rng((seed, 2))
     parts = []
+    values_per_px = network.decoder.in_channels / network.config.stride**2
     with evaluating(network):
-        for batch, count in fitting_batches(batches):
+        for batch, count in fitting_batches(batches, values_per_px):
             (features,), cells = unmasked_features([network], batch)
             found = features.movedim(1, -1)[cells].cpu()
             parts.append(found[torch.from_numpy(rng.permutation(len(found))[:count])])

@@ -1,6 +1,7 @@
 """The autoregressive clustering loss (paper, section 3.2, eq. 12): mutual information between two views' predictions."""
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from scipy.fft import next_fast_len
@@ -9,6 +10,8 @@ from torch import Tensor
 from autoreg.train.precision import full_precision
 
 _NEGLIGIBLE = 1e-30
+_MOST_PRODUCTS = 2**26
+"""Most values in the joint distributions of single images that are in memory at once: 256 MiB, and twice that in float64."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,13 @@ def joint_distribution(probs_y: Tensor, probs_z: Tensor, displacement_px: int) -
         displacement_px: T; the paper's "10 displacements" (Table 8) is T = 10.
     """
     spread = _box_sum(probs_z, displacement_px)
+    at_once = max(_MOST_PRODUCTS // probs_y.shape[1] ** 2, 1)
     # One K x K product per image in the input's type, their sum in float64: the MI is a small difference of large terms.
-    return torch.einsum("nkhw,nlhw->nkl", probs_y, spread).double().sum(0)
+    parts = (
+        torch.einsum("nkhw,nlhw->nkl", of_y, of_z).double().sum(0)
+        for of_y, of_z in zip(torch.split(probs_y, at_once), torch.split(spread, at_once), strict=True)
+    )
+    return reduce(torch.add, parts)
 
 
 @full_precision

@@ -49,13 +49,15 @@ def merge_clusters(joint: Tensor, groups: int) -> NDArray[np.intp]:
         a tenth of an equal share: clusters that would make such a group join the one that they meet most.
     """
     meetings = joint.double().cpu().numpy()
-    meetings = (meetings + meetings.T) / max(2 * meetings.sum(), _TINY)
+    meetings = meetings + meetings.T
+    meetings /= max(meetings.sum(), _TINY)
     shares = meetings.sum(axis=1)
     order = np.argsort(-shares, kind="stable")
     used = order[: max(groups, int((shares >= LEAST_SHARE / len(shares)).sum()))]
-    alike = _join_alike(meetings[np.ix_(used, used)], max(groups, _MOST_AGGLOMERATED))
+    between = meetings[np.ix_(used, used)]
+    alike = _join_alike(between, max(groups, _MOST_AGGLOMERATED))
     sums = np.eye(alike.max() + 1)[alike]
-    parts = _agglomerate(sums.T @ meetings[np.ix_(used, used)] @ sums, groups)
+    parts = _agglomerate(sums.T @ between @ sums, groups)
     members = [used[np.isin(alike, part)] for part in parts]
     found = np.full(len(shares), groups)
     for group, indexes in enumerate(members):
@@ -75,7 +77,8 @@ def _join_alike(joint: NDArray[np.float64], most: int) -> NDArray[np.intp]:
     """
     if len(joint) <= most:
         return np.arange(len(joint))
-    profiles = np.sqrt(joint / np.maximum(joint.sum(axis=1, keepdims=True), _TINY))
+    profiles = joint / np.maximum(joint.sum(axis=1, keepdims=True), _TINY)
+    np.sqrt(profiles, out=profiles)
     return cast(NDArray[np.intp], fcluster(linkage(profiles, "ward"), most, "maxclust").astype(np.intp) - 1)
 
 
@@ -147,21 +150,23 @@ def fit_merged_decoder(networks: Sequence[Network], batches: Iterable[Batch]) ->
     """
     joint, clusters = torch.zeros(()), []
     features: list[list[Tensor]] = [[] for _ in networks]
+    layers = networks[0].config
+    values_per_px = len(networks) * layers.aux_decoders * layers.aux_classes / layers.stride**2
     with evaluating(*networks):
-        for batch, count in fitting_batches(batches):
+        for batch, count in fitting_batches(batches, values_per_px):
             found, cells = unmasked_features(networks, batch)
-            step = -(-cells.numel() // count)
+            # Not a slice of all cells, which would keep them all in memory.
+            some = cells.nonzero()[:: -(-cells.numel() // count)].unbind(1)
             probs = []
             for network, encoded, seen in zip(networks, found, features, strict=True):
-                seen.append(encoded.movedim(1, -1)[cells][::step].float().cpu())
+                seen.append(encoded.movedim(1, -1)[some].float().cpu())
                 probs += [decoder(encoded).softmax(dim=1) for decoder in network.aux_decoders]
             # All of a cell's probabilities sum to one, like those of a single decoder.
             votes = torch.cat(probs, dim=1) / len(probs)
             masked = votes * cells[:, None]
             joint = joint + joint_distribution(masked, masked, SURROUNDINGS_CELLS).cpu()
-            clusters.append(votes.movedim(1, -1)[cells][::step].float().cpu())
-    classes = networks[0].decoder.out_channels
-    groups = functional.one_hot(torch.from_numpy(merge_clusters(joint, classes)), classes).float()
+            clusters.append(votes.movedim(1, -1)[some].float().cpu())
+    groups = functional.one_hot(torch.from_numpy(merge_clusters(joint, layers.classes)), layers.classes).float()
     merged = torch.cat(clusters) @ groups
     losses = [fit_linear(network.decoder, torch.cat(seen), merged) for network, seen in zip(networks, features, strict=True)]
     return networks[losses.index(min(losses))]
