@@ -13,7 +13,7 @@ from autoreg.network.config import NetworkConfig
 from autoreg.network.network import Network
 from autoreg.train import features, merging
 from autoreg.train.data import Batch
-from autoreg.train.merging import EXPONENT, fit_linear, fit_merged_decoder, merge_clusters
+from autoreg.train.merging import entropy_exponent, fit_linear, fit_merged_decoder, merge_clusters
 
 
 def joint_of(parts: list[list[float]], mixing: float) -> torch.Tensor:
@@ -50,27 +50,39 @@ def test_the_order_of_the_clusters_does_not_matter() -> None:
     assert merge_clusters(joint[order][:, order], 3).tolist() == expected.tolist()
 
 
-def test_the_pair_is_merged_that_leaves_the_most_information() -> None:
-    """Against the definition, I / H^0.6 of all pairings, down to two groups."""
+@pytest.mark.parametrize("groups", [2, 3, 4, 5, 6])
+def test_the_pair_is_merged_that_leaves_the_most_information(groups: int) -> None:
+    """Against the definition, I / H^e of all pairings."""
     joint = np.random.default_rng(0).random((7, 7)) ** 4
     joint = (joint + joint.T) / (2 * joint.sum())
 
     def gain(members: list[tuple[int, ...]]) -> float:
         merged = np.array([[joint[np.ix_(one, other)].sum() for other in members] for one in members])
         entropy = float(entr(merged.sum(axis=1)).sum())
-        return float((2 * entropy - entr(merged).sum()) / entropy**EXPONENT)
+        return float((2 * entropy - entr(merged).sum()) / entropy ** entropy_exponent(groups))
 
     expected: list[tuple[int, ...]] = [(index,) for index in range(7)]
-    while len(expected) > 2:
+    while len(expected) > groups:
         mergings = [
             [*(item for item in expected if item not in pair), pair[0] + pair[1]]
             for pair in itertools.combinations(expected, 2)
         ]
         expected = max(mergings, key=gain)
-        found = merge_clusters(torch.from_numpy(joint), len(expected))
-        assert {frozenset(item) for item in expected} == {
-            frozenset(np.flatnonzero(found == group).tolist()) for group in range(len(expected))
-        }
+    found = merge_clusters(torch.from_numpy(joint), groups)
+    assert {frozenset(item) for item in expected} == {
+        frozenset(np.flatnonzero(found == group).tolist()) for group in range(groups)
+    }
+
+
+def test_of_many_groups_few_are_next_to_nothing() -> None:
+    """Clusters that meet the more, the nearer they are: with the exponent for few groups, three of twelve would be."""
+    rng = np.random.default_rng(0)
+    places = rng.random((100, 2))
+    distances = np.linalg.norm(places[:, None] - places, axis=2)
+    shares = rng.uniform(0.5, 1.5, 100) ** 3
+    joint = np.outer(shares, shares) * np.exp(-((distances / 0.3) ** 2))
+    sizes = np.bincount(merge_clusters(torch.from_numpy(joint), 12), weights=joint.sum(axis=1), minlength=12)
+    assert (sizes / sizes.sum() > 0.2 / 12).sum() >= 11
 
 
 @pytest.mark.parametrize("ghost", [0.0, 1e-4])

@@ -28,13 +28,19 @@ from autoreg.train.status import LEAST_SHARE
 SURROUNDINGS_CELLS = 2
 """How far around a cell its surroundings reach."""
 
-EXPONENT = 0.6
-"""Groups are to have the highest I / H ** EXPONENT."""
 
 _MOST_AGGLOMERATED = 512
 """More clusters than this are first brought down to it in a way that is coarser, but not as slow."""
 
 _TINY = float(np.finfo(np.float64).tiny)
+
+
+def entropy_exponent(groups: int) -> float:
+    """Of e in I / H^e, which so many groups are to have the highest of.
+
+    The higher, the more unequal are the groups; where there are to be many, 0.6 would leave most of them next to nothing.
+    """
+    return min(0.6, 3 / groups)
 
 
 def merge_clusters(joint: Tensor, groups: int) -> NDArray[np.intp]:
@@ -83,7 +89,7 @@ def _join_alike(joint: NDArray[np.float64], most: int) -> NDArray[np.intp]:
 
 
 def _agglomerate(joint: NDArray[np.float64], groups: int) -> list[list[int]]:
-    """Merge rows and columns of a symmetric joint distribution two by two, always those that leave the highest I / H^0.6.
+    """Merge rows and columns of a symmetric joint distribution two by two, always those that leave the highest I / H^e.
 
     Cubic in the number of clusters: what merging would do is held for all pairs, and brought up to date after each merging.
 
@@ -100,7 +106,7 @@ def _agglomerate(joint: NDArray[np.float64], groups: int) -> list[list[int]]:
         before = _terms(own[index : index + 1]) + _terms(own) + 2 * _terms(row)
         return np.stack([merged, corner + before, _terms(shares[index] + shares)])
 
-    least = LEAST_SHARE / groups * joint.sum()
+    exponent, least = entropy_exponent(groups), LEAST_SHARE / groups * joint.sum()
     members = [[index] for index in range(len(joint))]
     pairs = np.stack([changes(index) for index in range(len(joint))], axis=1)
     best: list[list[int]] = []
@@ -115,7 +121,7 @@ def _agglomerate(joint: NDArray[np.float64], groups: int) -> list[list[int]]:
         rows, one = _terms(joint).sum(axis=1), _terms(shares)
         joint_entropy = rows.sum() - 2 * (rows[:, None] + rows) + 2 * merged + corner
         entropy = one.sum() - one[:, None] - one + union
-        left = (2 * entropy - joint_entropy) / np.maximum(entropy, _TINY) ** EXPONENT
+        left = (2 * entropy - joint_entropy) / np.maximum(entropy, _TINY) ** exponent
         np.fill_diagonal(left, -np.inf)
         kept, gone = sorted(int(index) for index in np.unravel_index(left.argmax(), left.shape))
         members[kept] += members.pop(gone)
