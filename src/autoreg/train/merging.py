@@ -15,11 +15,11 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor, nn
 from torch.nn import functional
 
 from autoreg.network.network import Network, evaluating
+from autoreg.optional import require
 from autoreg.train.data import Batch
 from autoreg.train.features import fitting_batches, unmasked_features
 from autoreg.train.losses import joint_distribution
@@ -27,7 +27,6 @@ from autoreg.train.status import LEAST_SHARE
 
 SURROUNDINGS_CELLS = 2
 """How far around a cell its surroundings reach."""
-
 
 _MOST_AGGLOMERATED = 512
 """More clusters than this are first brought down to it in a way that is coarser, but not as slow."""
@@ -83,9 +82,11 @@ def _join_alike(joint: NDArray[np.float64], most: int) -> NDArray[np.intp]:
     """
     if len(joint) <= most:
         return np.arange(len(joint))
+    hierarchy = require("scipy.cluster.hierarchy")  # a fifth of a second that most trainings can do without
     profiles = joint / np.maximum(joint.sum(axis=1, keepdims=True), _TINY)
     np.sqrt(profiles, out=profiles)
-    return cast(NDArray[np.intp], fcluster(linkage(profiles, "ward"), most, "maxclust").astype(np.intp) - 1)
+    parts = hierarchy.fcluster(hierarchy.linkage(profiles, "ward"), most, "maxclust")
+    return np.asarray(parts - 1, np.intp)
 
 
 def _agglomerate(joint: NDArray[np.float64], groups: int) -> list[list[int]]:
